@@ -1,0 +1,1 @@
+"""The games: one module each, rules and numbers, nothing else."""

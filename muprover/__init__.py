@@ -1,0 +1,1 @@
+"""MuZero whose components are processes: environment, replay, network, trainer, agent, evaluator."""

@@ -1,0 +1,1 @@
+"""All of TensorFlow: networks, the compiled search, training, export and the network server."""

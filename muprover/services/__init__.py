@@ -1,0 +1,1 @@
+"""What crosses a wire: the servicer and the `Remote…` client of each service, in one file each."""

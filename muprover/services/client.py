@@ -1,0 +1,70 @@
+"""How every MuProver client calls: channels, deadlines, and errors that say what to do."""
+
+from __future__ import annotations
+
+import grpc
+
+from muprover.services.server import MAX_MESSAGE_BYTES
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.lb_policy_name", "round_robin"),
+]
+
+
+class ServiceError(RuntimeError):
+    """A call that another component refused or did not answer; `code` tells which."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same call may succeed later, once the server is back."""
+        return self.code in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            grpc.StatusCode.ABORTED,
+            grpc.StatusCode.CANCELLED,
+        )
+
+
+class ContractError(ServiceError):
+    """A partner that plays another game, or the same one with other shapes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def open_channel(address: str) -> grpc.Channel:
+    """A channel to `host:port` (or `dns:///…`); it connects when first used."""
+    return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+def service_error(what: str, address: str, error: grpc.RpcError) -> ServiceError:
+    """`error` of a call to the server `what` at `address`, in words."""
+    code, details = error.code(), error.details()
+    if code == grpc.StatusCode.UNAVAILABLE:
+        details = f"cannot reach it ({details}); is it running?"
+    elif code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        details = "no answer in time"
+    return ServiceError(code, f"{what} at {address}: {details}")
+
+
+def check_contract(what: str, address: str, mine: dict[str, str], theirs: dict[str, str]) -> None:
+    """Raises `ContractError` where a fact that both sides name differs."""
+    different = [
+        f"{path} is {theirs[path]} there, {mine[path]} here"
+        for path in mine
+        if path in theirs and theirs[path] != mine[path]
+    ]
+    if different:
+        raise ContractError(f"{what} at {address} does not fit: {'; '.join(different)}")
