@@ -1,0 +1,35 @@
+"""A health port for components that serve nothing else: trainer, agents, evaluator."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from muprover.services.server import SERVER_OPTIONS, PortError
+
+
+class HealthPort:
+    """`grpc.health.v1` on a port of its own (0: a free one); NOT_SERVING until told otherwise."""
+
+    def __init__(self, port: int, host: str = "[::]") -> None:
+        self._server = grpc.server(ThreadPoolExecutor(2), options=SERVER_OPTIONS)
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        try:
+            self.port = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError:
+            raise PortError(
+                f"health port {port} is in use or not allowed; choose another with --health-port"
+            ) from None
+        self.set_serving(False)
+        self._server.start()
+
+    def set_serving(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        self._health.set("", status.SERVING if serving else status.NOT_SERVING)
+
+    def close(self) -> None:
+        self._health.enter_graceful_shutdown()
+        self._server.stop(1.0).wait()
