@@ -82,4 +82,5 @@ def log_gamma(seed: NDArray[Any], count: int, alpha: float) -> Floats:
             log_v = 3 * np.log(root)
             bound = np.float32(0.5) * x * x + d * (1 - np.exp(log_v) + log_v)
             drawn = np.where((np.log(threshold) < bound) & (1 + c * x > 0), log_v, drawn)
-    return np.log(d) + drawn + np.log(numbers[:, -1]) / np.float32(alpha)
+    logs: Floats = np.log(d) + drawn + np.log(numbers[:, -1]) / np.float32(alpha)
+    return logs
