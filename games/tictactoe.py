@@ -1,5 +1,7 @@
 """Tic-tac-toe."""
 
+from typing import Self
+
 import numpy as np
 
 from muprover.config import (
@@ -15,9 +17,13 @@ from muprover.config import (
 )
 from muprover.environment import Environment, TimeStep
 
-LINES = np.array(
-    [[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 3, 6], [1, 4, 7], [2, 5, 8], [0, 4, 8], [2, 4, 6]]
-)
+LINES = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 3, 6], [1, 4, 7], [2, 5, 8], [0, 4, 8], [2, 4, 6]]
+# Tables over sets of squares, a number of nine bits each: the squares' planes, and wins.
+SQUARES = np.arange(512)[:, None] >> np.arange(9) & 1 == 1  # [512, 9]
+PLANES = SQUARES.reshape(512, 3, 3).astype(np.float32)
+HAS_LINE = SQUARES[:, LINES].all(axis=2).any(axis=1).tolist()
+FULL = 511
+SQUARES.setflags(write=False)  # games hand out its rows
 
 
 class TicTacToe(Environment):
@@ -27,31 +33,31 @@ class TicTacToe(Environment):
     """
 
     def reset(self, seed: int | None = None) -> TimeStep:
-        self.marks = np.zeros((2, 9), np.bool_)  # of players 0 and 1
+        self.mine = self.theirs = 0  # squares of the player to move and of the other, as bits
         self.to_play = 0
         return self._time_step(won=False)
 
     def step(self, action: int) -> TimeStep:
-        mine = self.marks[self.to_play]
-        mine[action] = True
+        self.mine, self.theirs = self.theirs, self.mine | 1 << action
         self.to_play = 1 - self.to_play
-        return self._time_step(won=bool(mine[LINES].all(axis=1).any()))
+        return self._time_step(won=HAS_LINE[self.theirs])
 
     def _time_step(self, won: bool) -> TimeStep:
-        empty = ~self.marks.any(axis=0)
-        over = won or not empty.any()
-        planes = self.marks[[self.to_play, 1 - self.to_play]]
-        return TimeStep(
-            observation=planes.T.reshape(3, 3, 2).astype(np.float32),
-            reward=float(won),
-            to_play=self.to_play,
-            legal_actions=empty & (not over),
-            terminated=over,
-            truncated=False,
-        )
+        marked = self.mine | self.theirs
+        over = won or marked == FULL
+        observation = np.empty((3, 3, 2), np.float32)
+        observation[..., 0], observation[..., 1] = PLANES[self.mine], PLANES[self.theirs]
+        legal_actions = SQUARES[0 if over else FULL - marked]
+        return TimeStep(observation, float(won), self.to_play, legal_actions, over, False)
+
+    def copy(self) -> Self:
+        twin = type(self)()
+        twin.__dict__.update(self.__dict__)  # numbers only
+        return twin
 
     def render(self) -> str:
-        marks = np.where(self.marks[0], "X", np.where(self.marks[1], "O", "·"))
+        crosses, noughts = (self.mine, self.theirs)[:: 1 - 2 * self.to_play]
+        marks = np.where(SQUARES[crosses], "X", np.where(SQUARES[noughts], "O", "·"))
         return "\n".join(" ".join(row) for row in marks.reshape(3, 3))
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
 class TimeStep(NamedTuple):
@@ -31,13 +31,16 @@ class TimeStep(NamedTuple):
     @classmethod
     def stack(cls, steps: Sequence[TimeStep]) -> TimeStep:
         """`[n, …]` time steps of n games."""
+        observation, reward, to_play, legal_actions, terminated, truncated = zip(
+            *steps, strict=True
+        )
         return cls(
-            observation=np.stack([s.observation for s in steps]),
-            reward=np.array([s.reward for s in steps], np.float32),
-            to_play=np.array([s.to_play for s in steps], np.int32),
-            legal_actions=np.stack([s.legal_actions for s in steps]),
-            terminated=np.array([s.terminated for s in steps], np.bool_),
-            truncated=np.array([s.truncated for s in steps], np.bool_),
+            observation=np.array(observation),
+            reward=np.array(reward, np.float32),
+            to_play=np.array(to_play, np.int32),
+            legal_actions=np.array(legal_actions),
+            terminated=np.array(terminated, np.bool_),
+            truncated=np.array(truncated, np.bool_),
         )
 
 
@@ -69,13 +72,15 @@ class Environment(ABC):
 
 
 class IllegalMoveError(ValueError):
-    """A move that the rules, or the state of its game, do not allow. The game is unchanged."""
+    """A move that the rules, or the state of its game, do not allow. The games are unchanged."""
 
 
 class Environments:
     """B games at once; checks every move, so that neither games nor callers have to.
 
-    A game that has not ended after `max_moves` moves is truncated (None: never).
+    A game that has not ended after `max_moves` moves is truncated (None: never). Games are made
+    when they are first reset. Games that are elsewhere override `_reset_games`, `_step_games` and
+    `close`.
     """
 
     def __init__(
@@ -84,57 +89,105 @@ class Environments:
         num_games: int,
         max_moves: int | None = None,
     ) -> None:
-        self._games = [make_environment() for _ in range(num_games)]
-        self._legal: list[NDArray[np.bool_] | None] = [None] * num_games  # None: not in play
-        self._moves = [0] * num_games
+        self._make_environment = make_environment
+        self._games: dict[int, Environment] = {}
         self._max_moves = max_moves
+        self._in_play = np.zeros(num_games, np.bool_)
+        self._moves = np.zeros(num_games, np.int32)
+        self._legal: NDArray[np.bool_] | None = None  # [B, A] once the first game tells A
 
     def __len__(self) -> int:
-        return len(self._games)
+        return len(self._in_play)
 
-    def reset(self, rows: NDArray[np.integer], seeds: NDArray[np.integer]) -> TimeStep:
+    def reset(self, rows: ArrayLike, seeds: ArrayLike) -> TimeStep:
         """Starts new games in `rows` `[n]`, seeded by `seeds` `[n]`; answers their `[n]` steps."""
-        steps = []
-        for row, seed in zip(rows, seeds, strict=True):
-            step = self._games[self._checked_row(row)].reset(int(seed))
-            self._legal[row], self._moves[row] = step.legal_actions, 0
-            steps.append(step)
-        return TimeStep.stack(steps)
+        rows, seeds = self._checked_rows(rows), np.asarray(seeds)
+        if seeds.shape != rows.shape or seeds.min() < 0:
+            raise IllegalMoveError(
+                f"a reset needs a seed of at least 0 for each of {len(rows)} rows; "
+                f"given {seeds.tolist()}"
+            )
+        self._in_play[rows] = False  # should the resets fail
+        steps = self._reset_games(rows, seeds)
+        self._moves[rows] = 0
+        return self._note(rows, steps)
 
-    def step(self, rows: NDArray[np.integer], actions: NDArray[np.integer]) -> TimeStep:
+    def step(self, rows: ArrayLike, actions: ArrayLike) -> TimeStep:
         """Makes one move in each of `rows` `[n]`; answers their `[n]` steps.
 
         Raises `IllegalMoveError`, and then makes none of the moves, if one is not allowed.
         """
-        if len({int(row) for row in rows}) < len(rows):
-            raise IllegalMoveError(f"a game may move once per step; given rows {list(rows)}")
-        for row, action in zip(rows, actions, strict=True):
-            self._check_move(self._checked_row(row), int(action))
-        steps = []
-        for row, action in zip(rows, actions, strict=True):
-            step = self._games[row].step(int(action))
-            self._moves[row] += 1
-            if self._moves[row] == self._max_moves and not step.terminated:
-                step = step._replace(truncated=True)
-            over = step.terminated or step.truncated
-            self._legal[row] = None if over else step.legal_actions
-            steps.append(step)
-        return TimeStep.stack(steps)
+        rows, actions = self._checked_rows(rows), np.asarray(actions)
+        self._check_moves(rows, actions)
+        steps = self._step_games(rows, actions)
+        self._moves[rows] += 1
+        if self._max_moves is not None:
+            late = (self._moves[rows] >= self._max_moves) & ~steps.terminated
+            steps = steps._replace(truncated=steps.truncated | late)
+        return self._note(rows, steps)
 
     def close(self) -> None:
-        for game in self._games:
-            game.close()
+        """Frees the games."""
+        while self._games:
+            self._games.popitem()[1].close()
+        self._in_play[:] = False
 
-    def _checked_row(self, row: Any) -> int:
-        if not 0 <= row < len(self._games):
-            raise IllegalMoveError(f"no game {row}: there are {len(self._games)}, counted from 0")
-        return int(row)
+    def _reset_games(self, rows: NDArray[Any], seeds: NDArray[Any]) -> TimeStep:
+        return TimeStep.stack(
+            [self._game(row).reset(seed) for row, seed in _pairs(rows, seeds)],
+        )
 
-    def _check_move(self, row: int, action: int) -> None:
-        legal = self._legal[row]
-        if legal is None:
-            raise IllegalMoveError(f"game {row} is over or was never started; reset it first")
-        if not (0 <= action < len(legal) and legal[action]):
+    def _step_games(self, rows: NDArray[Any], actions: NDArray[Any]) -> TimeStep:
+        games = self._games
+        return TimeStep.stack([games[row].step(action) for row, action in _pairs(rows, actions)])
+
+    def _game(self, row: int) -> Environment:
+        game = self._games.get(row)
+        if game is None:
+            game = self._games[row] = self._make_environment()
+        return game
+
+    def _note(self, rows: NDArray[Any], steps: TimeStep) -> TimeStep:
+        """Remembers what may be done next in `rows`; `steps` with no move where a game is over."""
+        over = steps.terminated | steps.truncated
+        legal = steps.legal_actions
+        if over.any():
+            legal = legal & ~over[:, None]
+        if self._legal is None:
+            self._legal = np.zeros((len(self), legal.shape[1]), np.bool_)
+        self._legal[rows], self._in_play[rows] = legal, ~over
+        return steps._replace(legal_actions=legal)
+
+    def _checked_rows(self, rows: ArrayLike) -> NDArray[Any]:
+        rows = np.asarray(rows)
+        listed = rows.tolist()
+        if rows.ndim != 1 or not listed:
+            raise IllegalMoveError(f"rows must be a list of at least one game; given {listed}")
+        if min(listed) < 0 or max(listed) >= len(self):
+            row = next(row for row in listed if not 0 <= row < len(self))
+            raise IllegalMoveError(f"no game {row}: there are {len(self)}, counted from 0")
+        if len(set(listed)) < len(listed):
+            raise IllegalMoveError(f"a game may be named once per request; given rows {listed}")
+        return rows
+
+    def _check_moves(self, rows: NDArray[Any], actions: NDArray[Any]) -> None:
+        if actions.shape != rows.shape:
             raise IllegalMoveError(
-                f"action {action} is illegal in game {row}; legal: {np.flatnonzero(legal).tolist()}"
+                f"a step needs one action for each of {len(rows)} rows; given {actions.tolist()}"
             )
+        if self._legal is None or not self._in_play[rows].all():
+            row = rows[~self._in_play[rows]][0]
+            raise IllegalMoveError(f"game {row} is over or was never started; reset it first")
+        num_actions = self._legal.shape[1]
+        known = (actions >= 0) & (actions < num_actions)
+        if not (known.all() and self._legal[rows, actions].all()):
+            legal = known & self._legal[rows, np.where(known, actions, 0)]
+            row, action = rows[~legal][0], actions[~legal][0]
+            raise IllegalMoveError(
+                f"action {action} is illegal in game {row}; "
+                f"legal: {np.flatnonzero(self._legal[row]).tolist()}"
+            )
+
+
+def _pairs(rows: NDArray[Any], values: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    return zip(rows.tolist(), values.tolist(), strict=True)
