@@ -62,7 +62,7 @@ def stack_frames(frames: Array, actions: Array, game: GameConfig) -> Array:
     shape = game.observation_shape
     lead = frames.shape[: frames.ndim - len(shape) - 1]
     past = game.num_stacked_frames
-    newest_first = [frames[(..., past - 1 - i, *[slice(None)] * len(shape))] for i in range(past)]
+    newest_first = [frames.take(-1 - i, axis=-1 - len(shape)) for i in range(past)]
     if not game.stack_actions or past == 1:
         return newest_first[0] if past == 1 else np.concatenate(newest_first, axis=-1)
     one_hot = (actions[..., ::-1, None] == np.arange(game.num_actions)).astype(frames.dtype)

@@ -12,7 +12,7 @@ from muprover.v1 import serving_pb2, tensor_pb2
 
 Array = NDArray[Any]
 
-_DTYPES = {
+_DTYPES: dict[tensor_pb2.DType, np.dtype[Any]] = {
     tensor_pb2.FLOAT32: np.dtype("<f4"),
     tensor_pb2.FLOAT64: np.dtype("<f8"),
     tensor_pb2.UINT8: np.dtype("u1"),
@@ -24,7 +24,7 @@ _DTYPES = {
 _NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
 
 # tensorflow.DataType → numpy and the typed field that may hold the elements instead of bytes
-_SERVING_DTYPES = {
+_SERVING_DTYPES: dict[int, tuple[np.dtype[Any], str]] = {
     1: (np.dtype("<f4"), "float_val"),
     2: (np.dtype("<f8"), "double_val"),
     3: (np.dtype("<i4"), "int_val"),
@@ -35,6 +35,8 @@ _SERVING_DTYPES = {
     23: (np.dtype("<u8"), "uint64_val"),
 }
 _SERVING_NUMBERS = {dtype: number for number, (dtype, _) in _SERVING_DTYPES.items()}
+
+_MAX_BYTES = 1 << 30  # of an array whose message does not spell out every element
 
 
 class TensorError(ValueError):
@@ -91,20 +93,23 @@ def to_tensor_proto(array: Array) -> serving_pb2.TensorProto:
 
 def from_tensor_proto(tensor: serving_pb2.TensorProto, name: str) -> Array:
     """The array of TensorFlow's message, in either encoding: bytes, or typed fields in which the
-    last element given stands for all that are missing."""
+    last element given stands for all that are missing (and none given for zeros)."""
     if tensor.dtype not in _SERVING_DTYPES:
         raise TensorError(f"{name} has TensorFlow dtype {tensor.dtype}, which is not supported")
     dtype, field = _SERVING_DTYPES[tensor.dtype]
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
     if tensor.tensor_content:
         return _array(tensor.tensor_content, dtype, shape, name)
-    values = np.array(getattr(tensor, field), dtype)
+    given = getattr(tensor, field)
     size = math.prod(shape)
-    if min(shape, default=0) < 0 or len(values) > size or (len(values) == 0 < size):
-        raise TensorError(f"{name} has {len(values)} elements for shape {list(shape)}")
-    if len(values) < size:
-        values = np.concatenate([values, np.full(size - len(values), values[-1], dtype)])
-    return values.reshape(shape)
+    if min(shape, default=0) < 0 or len(given) > size or size * dtype.itemsize > _MAX_BYTES:
+        raise TensorError(f"{name} has {len(given)} elements for shape {list(shape)}")
+    try:
+        values = np.fromiter(given, dtype, len(given))
+    except OverflowError as error:
+        raise TensorError(f"{name}, which is {dtype.name}: {error}") from None
+    rest = np.full(size - len(given), given[-1] if given else 0, dtype)
+    return np.concatenate([values, rest]).reshape(shape)
 
 
 def _array(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Array:
