@@ -1,0 +1,393 @@
+"""SavedModel versions: a network and its search, as TensorFlow Serving or MuProver's server runs them.
+
+A version is a folder `<model_dir>/<N>`, which appears whole or not at all: it is written as
+`.tmp-…` beside its place, synced, then renamed. Versions of one `Exporter` share their graph, byte
+for byte; only the first is traced, and what is written for the others is weights.
+
+Signatures (all inputs and outputs have the batch first):
+    search, serving_default, search_xla: `SearchInputs` → the fields of `PolicyOutput`
+    initial_inference: observation → hidden_state, reward, value, policy_logits
+    recurrent_inference: hidden_state, action → the same
+    about: row `[B]`, of any content → contract `[B]` (JSON), training_step `[B]`
+Each has a twin `…_with_weights` among the SavedModel's attributes, whose first argument are the
+weights; `assets.extra/muprover.json` tells which versions have equal ones (`graph_hash`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from muprover.config import Config
+from muprover.model.graph_hash import hash_graphs
+from muprover.model.search import search
+from muprover.policy import NetworkOutput
+
+log = logging.getLogger(__name__)
+
+FUNCTIONS = ("search", "initial_inference", "recurrent_inference", "about")
+MANIFEST = Path("assets.extra/muprover.json")
+WARMUP = Path("assets.extra/tf_serving_warmup_requests")
+VARIABLES = "variables/variables"
+STAGING = ".tmp-"  # no number, so no server takes it for a version
+ABANDONED_SECONDS = 3600.0  # where folders cannot be locked
+
+
+class ExportError(RuntimeError):
+    """A version that could not be written; nothing of it is left."""
+
+
+class ServedModel(tf.Module):  # type: ignore[misc]
+    """What is exported: functions of weights, and weights to call them with."""
+
+    def __init__(self, network: Any, config: Config) -> None:
+        super().__init__(name="muprover")
+        self.weights = [tf.Variable(w, trainable=False) for w in network.weights]
+        self.weights.append(tf.Variable(0, trainable=False, dtype=tf.int64))  # the training step
+        specs = [tf.TensorSpec(w.shape, w.dtype) for w in self.weights]
+        inputs = input_specs(config, network.hidden_shape)
+        functions = _pure_functions(network, config)
+        for name in FUNCTIONS:
+            pure = tf.function(
+                functions[name], input_signature=[specs, *inputs[name]], autograph=False
+            )
+            setattr(self, f"{name}_with_weights", pure)
+        self._inputs = inputs
+
+    def make_signatures(self) -> dict[str, Any]:
+        """Concrete functions by the names that clients call."""
+        made = {name: self._signature(name) for name in FUNCTIONS}
+        made["search_xla"] = self._signature("search", jit_compile=True)
+        made["serving_default"] = made["search"]
+        return made
+
+    def graph_hash(self) -> str:
+        """Equal for versions whose functions differ in nothing, whatever process traced them."""
+        graphs = [
+            getattr(self, f"{name}_with_weights").get_concrete_function().graph.as_graph_def()
+            for name in FUNCTIONS
+        ]
+        return hash_graphs(graphs, tf.version.VERSION)
+
+    def _signature(self, name: str, **options: Any) -> Any:
+        """The function called `name` with the weights of this model, its inputs by name."""
+        pure = getattr(self, f"{name}_with_weights")
+
+        def call(*args: tf.Tensor) -> dict[str, tf.Tensor]:
+            outputs: dict[str, tf.Tensor] = pure([w.read_value() for w in self.weights], *args)
+            return outputs
+
+        return tf.function(
+            call, input_signature=self._inputs[name], autograph=False, **options
+        ).get_concrete_function()
+
+
+class Exporter:
+    """Writes versions of one network into one folder.
+
+    The constructor traces and takes seconds; an export then takes a few hundredths of one.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        config: Config,
+        model_dir: Path,
+        keep: int = 5,
+        warmup_batch_sizes: Sequence[int] | None = None,
+    ) -> None:
+        self._network = network
+        self._model_dir = Path(model_dir)
+        self._keep = keep
+        sizes = warmup_batch_sizes or (config.self_play.games_per_agent,)
+        model = ServedModel(network, config)
+        with tempfile.TemporaryDirectory(prefix="muprover-export-") as folder:
+            tf.saved_model.save(
+                model,
+                folder,
+                model.make_signatures(),
+                tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+            )
+            self._files = _read_files(Path(folder), skip="variables")
+            self._keys, self._object_graph = _checkpoint_layout(folder, len(model.weights))
+        self._files[str(WARMUP)] = _warmup_requests(config, network.hidden_shape, sizes)
+        self._manifest = {
+            "muprover": metadata.version("muprover"),
+            "tensorflow": tf.version.VERSION,
+            "graph_hash": model.graph_hash(),
+            "contract": config.contract,
+            "weights": self._keys,
+            "sha256": {
+                name: hashlib.sha256(data).hexdigest() for name, data in self._files.items()
+            },
+        }
+
+    def export(self, training_step: int, weights: Sequence[Any] | None = None) -> int:
+        """Writes the next version and answers its number: the training step, or one more than the
+        newest version if that is higher. `weights` (arrays or tensors, in the network's order)
+        take the place of the network's own. Only the newest `keep` versions stay.
+        """
+        weights = self._network.weights if weights is None else weights
+        if len(weights) != len(self._keys) - 1:
+            raise ValueError(f"given {len(weights)} weights; the network has {len(self._keys) - 1}")
+        tensors = [*map(tf.convert_to_tensor, weights), tf.constant(training_step, tf.int64)]
+        try:
+            self._model_dir.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(self._model_dir)
+            with _staging(self._model_dir) as folder:
+                self._write(folder, tensors, training_step)
+                version = _publish(folder, self._model_dir, training_step)
+        except (OSError, tf.errors.OpError) as error:
+            raise ExportError(_explain(error, self._model_dir)) from error
+        remove_old_versions(self._model_dir, self._keep)
+        return version
+
+    def _write(self, folder: Path, tensors: list[tf.Tensor], training_step: int) -> None:
+        for name, data in self._files.items():
+            _write_file(folder / name, data)
+        manifest = self._manifest | {"training_step": training_step, "created": time.time()}
+        _write_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        (folder / VARIABLES).parent.mkdir()
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / VARIABLES),
+            tensor_names=[*self._keys, "_CHECKPOINTABLE_OBJECT_GRAPH"],
+            shape_and_slices=[""] * (len(self._keys) + 1),
+            tensors=[*tensors, self._object_graph],
+        )
+        _sync_tree(folder)
+
+
+def export_version(
+    network: Any,
+    config: Config,
+    model_dir: Path,
+    training_step: int,
+    keep: int = 5,
+    weights: Sequence[Any] | None = None,
+) -> int:
+    """Writes one version and answers its number; who writes many keeps an `Exporter`."""
+    return Exporter(network, config, model_dir, keep).export(training_step, weights)
+
+
+def version_numbers(model_dir: Path) -> list[int]:
+    """The versions in a folder, ascending."""
+    try:
+        names = os.listdir(model_dir)
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def remove_old_versions(model_dir: Path, keep: int) -> None:
+    """Leaves the newest `keep` versions of a folder."""
+    for version in version_numbers(model_dir)[:-keep]:
+        # renamed first, so that no server ever finds half of it
+        doomed = Path(model_dir) / f"{STAGING}old-{version}-{uuid.uuid4().hex}"
+        with contextlib.suppress(OSError):
+            os.rename(Path(model_dir) / str(version), doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def input_specs(config: Config, hidden_shape: Sequence[int]) -> dict[str, list[tf.TensorSpec]]:
+    """The inputs of each function, in order; names are what clients send."""
+    game = config.game
+    observation = tf.TensorSpec(
+        (None, *game.network_observation_shape), game.observation_dtype, "observation"
+    )
+    return {
+        "search": [
+            observation,
+            tf.TensorSpec((None, game.num_actions), tf.bool, "legal_actions"),
+            tf.TensorSpec((None, 2), tf.int32, "seed"),
+            tf.TensorSpec((None,), tf.int32, "num_simulations"),
+            tf.TensorSpec((None,), tf.float32, "temperature"),
+            tf.TensorSpec((None,), tf.float32, "exploration"),
+        ],
+        "initial_inference": [observation],
+        "recurrent_inference": [
+            tf.TensorSpec((None, *hidden_shape), tf.float32, "hidden_state"),
+            tf.TensorSpec((None,), tf.int32, "action"),
+        ],
+        "about": [tf.TensorSpec((None,), tf.int32, "row")],
+    }
+
+
+def _pure_functions(network: Any, config: Config) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
+    """Each function of `FUNCTIONS`, with the weights as first argument."""
+    contract = json.dumps(config.contract, sort_keys=True)
+
+    def initial_inference(weights: Any, observation: tf.Tensor) -> dict[str, tf.Tensor]:
+        return _named(network.initial_inference(observation, weights[:-1]))
+
+    def recurrent_inference(
+        weights: Any, hidden_state: tf.Tensor, action: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        return _named(network.recurrent_inference(hidden_state, action, weights[:-1]))
+
+    def searched(weights: Any, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return search(
+            lambda observation: network.initial_inference(observation, weights[:-1]),
+            lambda hidden, action: network.recurrent_inference(hidden, action, weights[:-1]),
+            *inputs,
+            config=config.search,
+            discount=config.signed_discount,
+        )
+
+    def about(weights: Any, row: tf.Tensor) -> dict[str, tf.Tensor]:
+        shape = tf.shape(row)
+        return {
+            "contract": tf.fill(shape, contract),
+            "training_step": tf.fill(shape, weights[-1]),
+        }
+
+    return dict(
+        zip(FUNCTIONS, (searched, initial_inference, recurrent_inference, about), strict=True)
+    )
+
+
+def _named(output: NetworkOutput) -> dict[str, tf.Tensor]:
+    return {name: tf.identity(value) for name, value in output._asdict().items()}
+
+
+def _warmup_requests(config: Config, hidden_shape: Sequence[int], sizes: Sequence[int]) -> bytes:
+    """A TFRecord of requests that a server answers before it serves a version: the cheapest search
+    of each batch size and, where agents search, the network's functions too."""
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    names = ["search"]
+    if config.search.placement == "agent":
+        names += ["initial_inference", "recurrent_inference"]
+    specs = input_specs(config, hidden_shape)
+    with tempfile.NamedTemporaryFile() as file:
+        with tf.io.TFRecordWriter(file.name) as writer:
+            for size in sorted(set(sizes)):
+                for name in names:
+                    request = predict_pb2.PredictRequest()
+                    request.model_spec.name = config.game.name
+                    request.model_spec.signature_name = name
+                    for spec in specs[name]:
+                        request.inputs[spec.name].CopyFrom(_warmup_tensor(spec, size))
+                    record = prediction_log_pb2.PredictionLog()
+                    record.predict_log.request.CopyFrom(request)
+                    writer.write(record.SerializeToString())
+        return Path(file.name).read_bytes()
+
+
+def _warmup_tensor(spec: tf.TensorSpec, size: int) -> Any:
+    array = np.zeros((size, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
+    if spec.name in ("legal_actions", "num_simulations"):
+        array += np.ones((), array.dtype)
+    return tf.make_tensor_proto(array)
+
+
+def _checkpoint_layout(folder: str, num_weights: int) -> tuple[list[str], tf.Tensor]:
+    """The names under which a SavedModel's checkpoint keeps the weights, and its object graph."""
+    reader = tf.train.load_checkpoint(f"{folder}/{VARIABLES}")
+    keys = [f"weights/{i}/.ATTRIBUTES/VARIABLE_VALUE" for i in range(num_weights)]
+    names = set(reader.get_variable_to_dtype_map())
+    if names != {*keys, "_CHECKPOINTABLE_OBJECT_GRAPH"}:
+        raise ExportError(f"the SavedModel's checkpoint holds {sorted(names)}, not just weights")
+    return keys, tf.constant(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+
+
+def _read_files(folder: Path, skip: str) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    named = {str(path.relative_to(folder)): path for path in files}
+    return {name: path.read_bytes() for name, path in named.items() if not name.startswith(skip)}
+
+
+@contextlib.contextmanager
+def _staging(model_dir: Path) -> Iterator[Path]:
+    """A new folder to write a version in, locked while it lives; removed if not published."""
+    folder = model_dir / f"{STAGING}{uuid.uuid4().hex}"
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)  # no longer there once published
+
+
+def _remove_abandoned(model_dir: Path) -> None:
+    """Removes what exports that were killed left behind."""
+    for folder in model_dir.glob(f"{STAGING}*"):
+        if _is_abandoned(folder):
+            log.info("removing %s, left by an export that did not end", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return time.time() - os.fstat(descriptor).st_mtime > ABANDONED_SECONDS
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _publish(folder: Path, model_dir: Path, training_step: int) -> int:
+    """Renames a finished folder to the next version's number, which it answers."""
+    while True:
+        version = max(training_step, *(n + 1 for n in version_numbers(model_dir)), 1)
+        try:
+            os.rename(folder, model_dir / str(version))
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise  # else another exporter was first: take the next number
+        else:
+            _sync(model_dir)
+            return version
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(path) / name)
+        _sync(Path(path))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(error: Exception, model_dir: Path) -> str:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or isinstance(error, tf.errors.ResourceExhaustedError):
+        return f"no version written: no space left for it in {model_dir}"
+    reason = error.strerror if isinstance(error, OSError) else error.message
+    return f"no version written in {model_dir}: {reason}"
