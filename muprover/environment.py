@@ -75,6 +75,10 @@ class IllegalMoveError(ValueError):
     """A move that the rules, or the state of its game, do not allow. The games are unchanged."""
 
 
+class GameError(RuntimeError):
+    """A game that breaks the contract of `Environment`."""
+
+
 class Environments:
     """B games at once; checks every move, so that neither games nor callers have to.
 
@@ -133,9 +137,7 @@ class Environments:
         self._in_play[:] = False
 
     def _reset_games(self, rows: NDArray[Any], seeds: NDArray[Any]) -> TimeStep:
-        return TimeStep.stack(
-            [self._game(row).reset(seed) for row, seed in _pairs(rows, seeds)],
-        )
+        return TimeStep.stack([self._game(row).reset(seed) for row, seed in _pairs(rows, seeds)])
 
     def _step_games(self, rows: NDArray[Any], actions: NDArray[Any]) -> TimeStep:
         games = self._games
@@ -151,6 +153,10 @@ class Environments:
         """Remembers what may be done next in `rows`; `steps` with no move where a game is over."""
         over = steps.terminated | steps.truncated
         legal = steps.legal_actions
+        if not (over | legal.any(axis=1)).all():
+            raise GameError("a game has no legal action but neither terminated nor truncated")
+        if not np.isfinite(steps.reward).all():
+            raise GameError(f"a reward is not finite: {steps.reward.tolist()}")
         if over.any():
             legal = legal & ~over[:, None]
         if self._legal is None:

@@ -74,8 +74,8 @@ def from_tensor(
     if dtype is not None and numpy_dtype != np.dtype(dtype):
         raise TensorError(f"{name} is {numpy_dtype.name}, must be {np.dtype(dtype).name}")
     if shape is not None and not _fits(given, shape):
-        wanted = "×".join("any" if n is None else str(n) for n in shape) or "a single number"
-        raise TensorError(f"{name} has shape {list(given)}, must be {wanted}")
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise TensorError(f"{name} has shape {list(given)}, must be [{wanted}]")
     return _array(tensor.data, numpy_dtype, given, name)
 
 

@@ -1,0 +1,284 @@
+"""The environment service: `EnvironmentServicer`, `serve`, and `RemoteEnvironments`, which behaves
+as `Environments` does while the games are elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import Counter, Gauge, Histogram
+
+from muprover.config import Config, GameConfig
+from muprover.environment import Environment, Environments, TimeStep
+from muprover.game import Game
+from muprover.services.client import ServiceError, check_contract, open_channel, service_error
+from muprover.services.environment_process import Process
+from muprover.services.environment_streams import RequestError, Thread, Worker
+from muprover.services.server import (
+    MAX_MESSAGE_BYTES,
+    Server,
+    run_until_signal,
+    start_metrics,
+)
+from muprover.tensors import TensorError, from_tensor
+from muprover.v1 import environment_pb2, environment_pb2_grpc
+from muprover.v1.environment_pb2 import (
+    DescribeRequest,
+    DescribeResponse,
+    Moves,
+    PlayRequest,
+    PlayResponse,
+    Resets,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_GAMES_PER_STREAM = 1024
+SERVICE = environment_pb2.DESCRIPTOR.services_by_name["EnvironmentService"].full_name
+
+STREAMS = Gauge("muprover_environment_streams", "Streams that are open.")
+GAMES = Gauge("muprover_environment_games", "Games held for open streams.")
+STEPS = Counter("muprover_environment_steps", "Moves made in all games.")
+RESETS = Counter("muprover_environment_resets", "Games started.")
+STEP_SECONDS = Histogram(
+    "muprover_environment_step_seconds",
+    "From a request to its answer, for all games that it names.",
+    buckets=[0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10],
+)
+ERRORS = Counter("muprover_environment_errors", "Streams that ended with an error.", ["code"])
+
+
+def max_games_per_stream(game: GameConfig) -> int:
+    """As many as fit into one message."""
+    item = np.dtype(game.observation_dtype).itemsize
+    bytes_per_game = item * int(np.prod(game.observation_shape)) + game.num_actions + 64
+    return max(1, min(MAX_GAMES_PER_STREAM, MAX_MESSAGE_BYTES // bytes_per_game))
+
+
+class EnvironmentServicer(environment_pb2_grpc.EnvironmentServiceServicer):
+    """Plays the games of each stream, and frees them when it ends."""
+
+    def __init__(self, game: Game, workers: Sequence[Worker]) -> None:
+        self._game = game.config
+        self._workers = workers
+        self._numbers = itertools.count()
+        self._ending = False
+
+    def end(self) -> None:
+        """Lets every stream end when it asks for more."""
+        self._ending = True
+
+    async def Describe(self, request: DescribeRequest, context: Any) -> DescribeResponse:
+        return DescribeResponse(
+            contract=self._game.contract,
+            max_games_per_stream=max_games_per_stream(self._game.game),
+        )
+
+    async def Play(self, requests: AsyncIterator[PlayRequest], context: Any) -> None:
+        worker = min(self._workers, key=lambda worker: worker.num_streams)
+        stream = next(self._numbers)
+        held: set[int] = set()
+        STREAMS.inc()
+        try:
+            await worker.open(stream)
+            async for request in requests:
+                await context.write(await self._answer(worker, stream, request))
+                GAMES.inc(-len(held) + len(held := held.union(request.rows)))
+        except RequestError as error:
+            ERRORS.labels(error.code.name).inc()
+            log.warning("stream of %s ends: %s: %s", context.peer(), error.code.name, error)
+            await context.abort(error.code, str(error))
+        finally:
+            worker.close(stream)
+            STREAMS.dec()
+            GAMES.dec(len(held))
+
+    async def _answer(self, worker: Worker, stream: int, request: PlayRequest) -> PlayResponse:
+        if self._ending:
+            raise RequestError(grpc.StatusCode.UNAVAILABLE, "this environment server is ending")
+        start = time.perf_counter()
+        answer = await worker.answer(stream, request)
+        STEP_SECONDS.observe(time.perf_counter() - start)
+        (RESETS if request.HasField("resets") else STEPS).inc(len(request.rows))
+        return answer
+
+
+def serve(
+    game: Game,
+    port: int,
+    *,
+    workers: int = 1,
+    metrics_port: int | None = None,
+    host: str = "[::]",
+) -> None:
+    """Serves `game` until SIGTERM or SIGINT.
+
+    workers: processes that games are played in; 1: this one.
+    """
+    game.make_environment().close()  # what is wrong with it shows before the port opens
+    start_metrics(metrics_port)
+    make_worker = Thread if workers == 1 else Process
+    games = max_games_per_stream(game.config.game)
+
+    async def main(stop: asyncio.Event) -> None:
+        pool: list[Worker] = [make_worker(game, games) for _ in range(workers)]
+        servicer = EnvironmentServicer(game, pool)
+        server = Server([SERVICE], port, host)
+        environment_pb2_grpc.add_EnvironmentServiceServicer_to_server(servicer, server.grpc)
+        async with server.running():
+            await asyncio.gather(*(worker.start() for worker in pool))
+            await server.set_serving(True)
+            log.info("game %s on port %d, %d workers", game.name, server.port, workers)
+            await stop.wait()
+            servicer.end()
+        await asyncio.gather(*(worker.stop() for worker in pool))
+
+    run_until_signal(main)
+
+
+class RemoteEnvironments(Environments):
+    """`Environments` whose games are on the server at `address`.
+
+    The contract of `config` must hold there, else `ContractError`. When the server is lost in
+    mid-game, `reset` and `step` raise a transient `ServiceError`, and all games are gone: reset
+    them. That reset connects anew, and like the first one waits for the server at most `timeout`
+    seconds.
+    """
+
+    def __init__(
+        self, address: str, config: Config, num_games: int, *, timeout: float = 60.0
+    ) -> None:
+        super().__init__(_never_local, num_games, config.game.max_moves)
+        self._address = address
+        self._config = config
+        self._timeout = timeout
+        self._games_per_stream = num_games
+        self._streams: list[_Stream] = []
+        self._channel = open_channel(address)
+        self._stub = environment_pb2_grpc.EnvironmentServiceStub(self._channel)
+        try:
+            self._connect()
+        except ServiceError:
+            self._channel.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._disconnect()
+        self._channel.close()
+
+    def _reset_games(self, rows: NDArray[Any], seeds: NDArray[Any]) -> TimeStep:
+        if not self._streams:
+            self._connect()
+        return self._call(rows, lambda index: {"resets": Resets(seeds=seeds[index])})
+
+    def _step_games(self, rows: NDArray[Any], actions: NDArray[Any]) -> TimeStep:
+        return self._call(rows, lambda index: {"moves": Moves(actions=actions[index])})
+
+    def _call(self, rows: NDArray[Any], what: Callable[[Any], dict[str, Any]]) -> TimeStep:
+        """The server's answer for `rows`; `what` some of them (by index) are to do."""
+        try:
+            parts = self._parts(rows)
+            for stream, index in parts:
+                stream.send(PlayRequest(rows=rows[index] % self._games_per_stream, **what(index)))
+            steps = [
+                time_step_from_proto(stream.receive(), len(rows[index]), self._config.game)
+                for stream, index in parts
+            ]
+        except grpc.RpcError as error:
+            self._disconnect()
+            raise service_error("environment server", self._address, error) from None
+        except TensorError as error:
+            self._disconnect()
+            raise ServiceError(
+                grpc.StatusCode.INTERNAL,
+                f"environment server at {self._address} breaks the protocol: {error}; "
+                f"`muprover environment check {self._address}` tells more",
+            ) from None
+        return steps[0] if len(steps) == 1 else _joined(steps, [index for _, index in parts])
+
+    def _parts(self, rows: NDArray[Any]) -> list[tuple[_Stream, Any]]:
+        """The streams that hold `rows`, each with the indices of its own in them."""
+        if len(self._streams) == 1:
+            return [(self._streams[0], slice(None))]
+        numbers = rows // self._games_per_stream
+        return [(self._streams[i], np.flatnonzero(numbers == i)) for i in np.unique(numbers)]
+
+    def _connect(self) -> None:
+        try:
+            described = self._stub.Describe(
+                DescribeRequest(), timeout=self._timeout, wait_for_ready=True
+            )
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                message = f"not reached within {self._timeout:g} s; is it running?"
+                raise ServiceError(
+                    error.code(), f"environment server at {self._address}: {message}"
+                ) from None
+            raise service_error("environment server", self._address, error) from None
+        check_contract(
+            "environment server", self._address, self._config.contract, dict(described.contract)
+        )
+        self._games_per_stream = described.max_games_per_stream or len(self)
+        num_streams = -(-len(self) // self._games_per_stream)
+        self._streams = [_Stream(self._stub) for _ in range(num_streams)]
+
+    def _disconnect(self) -> None:
+        self._in_play[:] = False
+        for stream in self._streams:
+            stream.close()
+        self._streams = []
+
+
+class _Stream:
+    """One call of `Play`, asked and answered in turns."""
+
+    def __init__(self, stub: environment_pb2_grpc.EnvironmentServiceStub) -> None:
+        self._requests: SimpleQueue[PlayRequest | None] = SimpleQueue()
+        self._call = stub.Play(iter(self._requests.get, None))
+
+    def send(self, request: PlayRequest) -> None:
+        self._requests.put(request)
+
+    def receive(self) -> PlayResponse:
+        answer = next(self._call, None)
+        if answer is None:
+            raise TensorError("it ended the stream without an answer")
+        return answer
+
+    def close(self) -> None:
+        self._requests.put(None)  # ends the thread that waits for requests
+        self._call.cancel()
+
+
+def time_step_from_proto(response: PlayResponse, num_rows: int, game: GameConfig) -> TimeStep:
+    """`[n, …]` time steps of a message about `num_rows` games; raises `TensorError`."""
+    n = num_rows
+    shape = (n, *game.observation_shape)
+    return TimeStep(
+        from_tensor(response.observation, "observation", game.observation_dtype, shape),
+        from_tensor(response.reward, "reward", np.float32, (n,)),
+        from_tensor(response.to_play, "to_play", np.int32, (n,)),
+        from_tensor(response.legal_actions, "legal_actions", np.bool_, (n, game.num_actions)),
+        from_tensor(response.terminated, "terminated", np.bool_, (n,)),
+        from_tensor(response.truncated, "truncated", np.bool_, (n,)),
+    )
+
+
+def _joined(steps: list[TimeStep], indices: list[NDArray[Any]]) -> TimeStep:
+    """Answers of several streams, of which `indices` tell the places, in order of the rows."""
+    order = np.argsort(np.concatenate(indices))
+    return TimeStep(*(np.concatenate(parts)[order] for parts in zip(*steps, strict=True)))
+
+
+def _never_local() -> Environment:
+    raise AssertionError("the games are on the server")

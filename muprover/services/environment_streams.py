@@ -1,0 +1,146 @@
+"""The games behind the environment server: those of each stream, and the worker they live in.
+
+A worker answers the requests of many streams, one at a time. `Thread` is one in this process;
+`environment_process.Process` is one of its own, as threads do not make pure-Python games faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import grpc
+import numpy as np
+
+from muprover.environment import Environments, GameError, IllegalMoveError, TimeStep
+from muprover.game import Game
+from muprover.tensors import to_tensor
+from muprover.v1.environment_pb2 import PlayRequest, PlayResponse
+
+log = logging.getLogger(__name__)
+
+
+class RequestError(RuntimeError):
+    """Why a stream ends; `code` says whose fault it is."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Streams:
+    """The games of each stream of one worker; they come into being when they are first reset."""
+
+    def __init__(self, game: Game, max_games: int) -> None:
+        self._game = game
+        self._max_games = max_games
+        self._streams: dict[int, Environments] = {}
+
+    def answer(self, stream: int, request: PlayRequest) -> PlayResponse:
+        """Where the games of the request stand then; raises `RequestError`."""
+        if stream not in self._streams:
+            self._streams[stream] = self._game.make_environments(self._max_games)
+        try:
+            return time_step_to_proto(self._checked(_apply(self._streams[stream], request)))
+        except IllegalMoveError as error:
+            raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+        except Exception as error:
+            log.exception("game %s failed", self._game.name)
+            message = f"game {self._game.name} failed: {type(error).__name__}: {error}"
+            raise RequestError(grpc.StatusCode.INTERNAL, message) from error
+
+    def close(self, stream: int) -> None:
+        """Frees the games of a stream that has ended."""
+        games = self._streams.pop(stream, None)
+        try:
+            if games is not None:
+                games.close()
+        except Exception:
+            log.exception("game %s failed to close", self._game.name)
+
+    def _checked(self, steps: TimeStep) -> TimeStep:
+        game = self._game.config.game
+        shape, dtype = steps.observation.shape[1:], steps.observation.dtype
+        if shape != game.observation_shape or dtype != game.observation_dtype:
+            raise GameError(
+                f"it observes {dtype} {list(shape)}; its settings say "
+                f"{game.observation_dtype} {list(game.observation_shape)}"
+            )
+        actions = steps.legal_actions
+        if actions.shape[1:] != (game.num_actions,) or actions.dtype != np.bool_:
+            raise GameError(
+                f"its legal_actions are {actions.dtype} {list(actions.shape[1:])}; its settings "
+                f"say bool [{game.num_actions}]"
+            )
+        return steps
+
+
+def _apply(games: Environments, request: PlayRequest) -> TimeStep:
+    what = request.WhichOneof("what")
+    if what == "resets":
+        return games.reset(request.rows, np.array(request.resets.seeds, np.int64))
+    if what == "moves":
+        return games.step(request.rows, np.array(request.moves.actions, np.int32))
+    raise IllegalMoveError("a request has either resets or moves; given neither")
+
+
+def time_step_to_proto(steps: TimeStep) -> PlayResponse:
+    """The message of `[n, …]` time steps."""
+    return PlayResponse(
+        observation=to_tensor(steps.observation),
+        reward=to_tensor(steps.reward),
+        to_play=to_tensor(steps.to_play),
+        legal_actions=to_tensor(steps.legal_actions),
+        terminated=to_tensor(steps.terminated),
+        truncated=to_tensor(steps.truncated),
+    )
+
+
+class Worker(Protocol):
+    """Where the games of some streams live."""
+
+    num_streams: int
+
+    async def start(self) -> None:
+        """Gets ready for streams; raises `RequestError` if it cannot."""
+
+    async def open(self, stream: int) -> None:
+        """Takes on a stream, of which `stream` is the number for good."""
+
+    async def answer(self, stream: int, request: PlayRequest) -> PlayResponse:
+        """Raises `RequestError`. A stream asks again only when it has its answer."""
+
+    def close(self, stream: int) -> None:
+        """Frees the stream's games, soon."""
+
+    async def stop(self) -> None:
+        """Frees everything."""
+
+
+class Thread:
+    """A worker in this process. Its one thread keeps the event loop free; it also means that games
+    bound to the thread that made them (windows, files of a library) work."""
+
+    def __init__(self, game: Game, max_games: int) -> None:
+        self.num_streams = 0
+        self._streams = Streams(game, max_games)
+        self._executor = ThreadPoolExecutor(1, "games")
+
+    async def start(self) -> None:
+        pass
+
+    async def open(self, stream: int) -> None:
+        self.num_streams += 1
+
+    async def answer(self, stream: int, request: PlayRequest) -> PlayResponse:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._streams.answer, stream, request)
+
+    def close(self, stream: int) -> None:
+        self.num_streams -= 1
+        self._executor.submit(self._streams.close, stream)
+
+    async def stop(self) -> None:
+        self._executor.shutdown(wait=False)
