@@ -70,7 +70,8 @@ class ReplayBuffer:
     pass into what nobody has seen; they are learned from as what follows earlier starts.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, first_key: int = 0) -> None:
+        """`first_key`: where the keys of samples begin to count."""
         self.counters = Counters()
         self.evicted = 0  # segments, ever
         self._config = config
@@ -80,7 +81,7 @@ class ReplayBuffer:
         self._max_size = config.replay.max_size
         self._rows = Ring(_row_columns(config), capacity=0)
         start_columns = {name: ((), np.int64) for name in ("row", "ahead", "past")}
-        self._starts = Ring(start_columns, capacity=self._max_size)  # a start's id is its key
+        self._starts = Ring(start_columns, self._max_size, first_key)  # a start's id is its key
         self._exponent = config.replay.priority_exponent
         self._tree = SumTree(self._max_size) if self._exponent else None
         self._records: deque[_Record] = deque()

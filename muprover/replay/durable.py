@@ -34,7 +34,8 @@ class DurableReplay:
 
     def __init__(self, config: Config, folder: Path) -> None:
         """Loads what `folder` holds; raises `StoreError` where it cannot be this store."""
-        self.buffer = ReplayBuffer(config)
+        # in microseconds: ahead of all keys that an earlier process gave out
+        self.buffer = ReplayBuffer(config, first_key=time.time_ns() // 1000)
         self._store = Store(folder, config.contract)
         self._flushed = Counters()
         started = time.monotonic()

@@ -18,10 +18,15 @@ class Ring:
     one gather for each column, with no Python per row.
     """
 
-    def __init__(self, columns: Mapping[str, tuple[tuple[int, ...], DTypeLike]], capacity: int):
+    def __init__(
+        self,
+        columns: Mapping[str, tuple[tuple[int, ...], DTypeLike]],
+        capacity: int,
+        first_id: int = 0,
+    ) -> None:
         """`columns`: (shape, dtype) of one row's entry in each."""
-        self.tail = 0  # the oldest row's id
-        self.head = 0  # the next row's id
+        self.tail = first_id  # the oldest row's id
+        self.head = first_id  # the next row's id
         self._columns = {  # pages of zeros cost no memory until they are written
             name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in columns.items()
         }

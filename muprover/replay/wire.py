@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from muprover.history import GameHistory
 from muprover.replay.buffer import Batch
 from muprover.replay.statistics import ReplayStats
@@ -18,24 +20,29 @@ _ARRAYS = (
     "root_value",
     "exploratory",
 )
-_FACTS = ("game_id", "segment", "first", "size", "final_value", "terminated", "agent")
+_FACTS = (
+    "game_id",
+    "segment",
+    "first",
+    "size",
+    "final_value",
+    "terminated",
+    "agent",
+    "network_version",
+)
 
 
 def game_to_proto(game: GameHistory) -> replay_pb2.GameHistory:
-    return replay_pb2.GameHistory(
-        **{name: to_tensor(getattr(game, name)) for name in _ARRAYS},
-        **{name: getattr(game, name) for name in _FACTS},
-        network_version=game.network_version,
-    )
+    fields: dict[str, Any] = {name: to_tensor(getattr(game, name)) for name in _ARRAYS}
+    fields |= {name: getattr(game, name) for name in _FACTS}
+    return replay_pb2.GameHistory(**fields)
 
 
 def game_from_proto(message: replay_pb2.GameHistory) -> GameHistory:
     """The game, with read-only arrays; whether they make sense is for `check_game` to say."""
-    return GameHistory(
-        **{name: from_tensor(getattr(message, name), name) for name in _ARRAYS},
-        **{name: getattr(message, name) for name in _FACTS},
-        network_version=message.network_version,
-    )
+    fields: dict[str, Any] = {name: getattr(message, name) for name in _FACTS}
+    fields |= {name: from_tensor(getattr(message, name), name) for name in _ARRAYS}
+    return GameHistory(**fields)
 
 
 def batch_to_proto(batch: Batch) -> replay_pb2.SampleResponse:

@@ -1,0 +1,55 @@
+"""Calls that wait their turn, and the seconds that they spend on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+
+class WaitClock:
+    """Seconds waited, summed over all who wait; they count while the waiting lasts."""
+
+    def __init__(self) -> None:
+        self._waiting = 0
+        self._sum = 0.0
+        self._since = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._change(1)
+
+    def __exit__(self, *_: object) -> None:
+        self._change(-1)
+
+    @property
+    def seconds(self) -> float:
+        return self._sum + self._waiting * (time.monotonic() - self._since)
+
+    def _change(self, by: int) -> None:
+        self._sum, self._since = self.seconds, time.monotonic()
+        self._waiting += by
+
+
+class Turns:
+    """Wakes those who wait whenever something has changed; of one event loop."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+
+    async def notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def wait(
+        self, ready: Callable[[], bool], clock: WaitClock, timeout: float | None = None
+    ) -> bool:
+        """Waits until `ready()`; False if it is not within `timeout` seconds."""
+        if ready():
+            return True
+        with clock:
+            try:
+                async with asyncio.timeout(timeout), self._changed:
+                    await self._changed.wait_for(ready)
+            except TimeoutError:
+                return False
+        return True

@@ -1,0 +1,422 @@
+"""The replay service: `ReplayServicer`, `serve`, and `RemoteReplayBuffer`, which answers what a
+`ReplayBuffer` does while the games are elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from muprover.config import Config
+from muprover.game import Game
+from muprover.history import GameHistory
+from muprover.replay import ReplayStats
+from muprover.replay.commits import GroupCommit
+from muprover.replay.durable import Added, DurableReplay
+from muprover.replay.limiter import RateLimiter
+from muprover.replay.metrics import ReplayMetrics
+from muprover.replay.store import DiskError
+from muprover.replay.waiting import Turns, WaitClock
+from muprover.replay.wire import (
+    batch_to_proto,
+    game_from_proto,
+    game_to_proto,
+    stats_from_proto,
+    stats_to_proto,
+)
+from muprover.services.client import ServiceError, check_contract, open_channel
+from muprover.services.replay_calls import PatientCalls, SampleStream
+from muprover.services.server import MAX_MESSAGE_BYTES, Server, run_until_signal, start_metrics
+from muprover.tensors import from_tensor, to_tensor
+from muprover.v1 import replay_pb2, replay_pb2_grpc
+
+Array = NDArray[Any]
+
+log = logging.getLogger(__name__)
+
+SERVICE = replay_pb2.DESCRIPTOR.services_by_name["ReplayService"].full_name
+ADMIT_SECONDS = 20.0  # of one long poll
+AGENT_SECONDS = 60.0  # that an agent counts as connected after a call
+ADD_BYTES = 8 << 20  # of one message's games, unless a single one has more
+GAMES_AT_ONCE = 64  # of a backup and of its restore
+
+
+class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
+    """Keeps games for agents and samples them for the trainer, at the rate that the limit sets.
+
+    Writing and sampling have a thread each; everything else is the event loop's.
+    """
+
+    def __init__(self, config: Config, replay: DurableReplay, rng: np.random.Generator) -> None:
+        self._config = config
+        self._replay = replay
+        self._buffer = replay.buffer
+        self._rng = rng  # the sampling thread's
+        self._limiter = RateLimiter(config.replay, config.training.batch_size)
+        self._reserved = 0  # positions being sampled
+        self._sampling = ThreadPoolExecutor(1, "sampling")
+        self._turns = Turns()
+        self._commits = GroupCommit(replay, self._turns.notify)
+        self._sample_clock, self._admit_clock = WaitClock(), WaitClock()
+        self._admits: dict[tuple[str, str], object] = {}  # the newest of each agent
+        self._agents: dict[str, float] = {}  # when each was last heard of
+        self._ending = False
+        statistics = replay.buffer.statistics
+        self._metrics = ReplayMetrics(self.stats, statistics, config.replay.segment_length)
+
+    def stats(self) -> ReplayStats:
+        counters = self._buffer.counters
+        now = time.monotonic()
+        return self._buffer.stats()._replace(
+            samples_per_insert=self._limiter.samples_per_insert(
+                counters.inserted_positions, counters.sampled_positions
+            ),
+            sample_wait_seconds=self._sample_clock.seconds,
+            admit_wait_seconds=self._admit_clock.seconds,
+            connected_agents=sum(now - at < AGENT_SECONDS for at in self._agents.values()),
+            bytes_on_disk=self._replay.bytes_on_disk,
+        )
+
+    async def write(self) -> None:
+        """Writes the games that arrive, until cancelled."""
+        await self._commits.run()
+
+    async def end(self) -> None:
+        """Ends all waiting: from now on agents are not admitted, and nothing is sampled."""
+        self._ending = True
+        await self._turns.notify()
+
+    async def close(self) -> None:
+        """Writes what is left, when no call comes any more."""
+        await self._commits.close()
+        self._metrics.close()
+        self._sampling.shutdown()
+        self._replay.close()
+
+    async def Contract(self, request: Any, context: Any) -> replay_pb2.ContractResponse:
+        return replay_pb2.ContractResponse(contract=self._config.contract)
+
+    async def Add(self, request: replay_pb2.AddRequest, context: Any) -> replay_pb2.AddResponse:
+        for agent in {game.agent for game in request.games}:
+            self._heard_of(agent)
+        added = await self._add(request.games, context)
+        return replay_pb2.AddResponse(added=len(added.games), duplicates=added.duplicates)
+
+    async def AddStream(
+        self, requests: AsyncIterator[replay_pb2.AddRequest], context: Any
+    ) -> AsyncIterator[replay_pb2.AddResponse]:
+        async for request in requests:
+            yield await self.Add(request, context)
+
+    async def Admit(
+        self, request: replay_pb2.AdmitRequest, context: Any
+    ) -> replay_pb2.AdmitResponse:
+        self._heard_of(request.agent)
+        caller, call = (context.peer(), request.agent), object()
+        older = caller in self._admits
+        self._admits[caller] = call
+        if older:
+            await self._turns.notify()
+        try:
+            await self._turns.wait(
+                lambda: self._ending or self._admits[caller] is not call or self._may_insert(),
+                self._admit_clock,
+                ADMIT_SECONDS,
+            )
+            newest = self._admits[caller] is call
+            admitted = newest and not self._ending and self._may_insert()
+            return replay_pb2.AdmitResponse(admitted=admitted)
+        finally:
+            if self._admits.get(caller) is call:
+                del self._admits[caller]
+
+    async def Sample(
+        self, requests: AsyncIterator[replay_pb2.SampleRequest], context: Any
+    ) -> AsyncIterator[replay_pb2.SampleResponse]:
+        async for request in requests:
+            size = request.batch_size
+            await self._check_batch_size(size, context)
+            await self._turns.wait(partial(self._may_answer, size), self._sample_clock)
+            if self._ending:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the replay server is ending")
+            self._reserved += size
+            try:
+                response = await self._in_thread(self._sample, size)
+            finally:
+                self._reserved -= size
+            await self._turns.notify()
+            yield response
+
+    async def UpdatePriorities(
+        self, request: replay_pb2.UpdatePrioritiesRequest, context: Any
+    ) -> replay_pb2.UpdatePrioritiesResponse:
+        try:
+            key = from_tensor(request.key, "key", np.int64, (None,))
+            priority = from_tensor(request.priority, "priority", np.float32, (None,))
+            update = self._buffer.update_priorities
+            updated = await self._in_thread(update, key, priority)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return replay_pb2.UpdatePrioritiesResponse(updated=updated)
+
+    async def Stats(self, request: Any, context: Any) -> replay_pb2.StatsResponse:
+        return stats_to_proto(self.stats())
+
+    async def Backup(self, request: Any, context: Any) -> AsyncIterator[replay_pb2.GameHistory]:
+        games = self._replay.games()
+        while some := await asyncio.to_thread(lambda: list(islice(games, GAMES_AT_ONCE))):
+            for game in some:
+                yield game
+
+    async def Restore(
+        self, requests: AsyncIterator[replay_pb2.GameHistory], context: Any
+    ) -> replay_pb2.RestoreResponse:
+        total = replay_pb2.RestoreResponse()
+        games: list[replay_pb2.GameHistory] = []
+
+        async def keep() -> None:
+            added = await self._add(games, context)
+            total.added += len(added.games)
+            total.duplicates += added.duplicates
+            games.clear()
+
+        async for game in requests:
+            games.append(game)
+            if len(games) == GAMES_AT_ONCE:
+                await keep()
+        await keep()
+        return total
+
+    async def _add(self, games: Sequence[replay_pb2.GameHistory], context: Any) -> Added:
+        """Waits until the games are on the disk; ends the call if they cannot be."""
+        started = time.monotonic()
+        try:
+            added = await self._commits.add(games)
+        except DiskError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.strerror)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        self._metrics.observe(added.games, time.monotonic() - started)
+        return added
+
+    def _sample(self, size: int) -> replay_pb2.SampleResponse:
+        return batch_to_proto(self._buffer.sample(size, self._rng))
+
+    async def _check_batch_size(self, size: int, context: Any) -> None:
+        largest = min(self._limiter.largest_batch or MAX_MESSAGE_BYTES, self._largest_message())
+        if not 1 <= size <= largest:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"batch_size is {size}, must be from 1 to {largest}: as much as one message and "
+                "the rate limit's tolerance allow",
+            )
+
+    def _largest_message(self) -> int:
+        """Samples that fit into one."""
+        game, steps = self._config.game, self._config.training.num_unroll_steps + 1
+        observation = np.dtype(game.observation_dtype).itemsize * int(
+            np.prod(game.network_observation_shape)
+        )
+        return MAX_MESSAGE_BYTES // (observation + 4 * steps * (game.num_actions + 4) + 64)
+
+    def _may_answer(self, size: int) -> bool:
+        return self._ending or self._may_sample(size)
+
+    def _may_sample(self, size: int) -> bool:
+        counters = self._buffer.counters
+        sampled = counters.sampled_positions + self._reserved
+        inserted = counters.inserted_positions
+        return self._buffer.can_sample and self._limiter.may_sample(size, inserted, sampled)
+
+    def _may_insert(self) -> bool:
+        counters = self._buffer.counters
+        return not self._buffer.can_sample or self._limiter.may_insert(
+            counters.inserted_positions, counters.sampled_positions
+        )
+
+    def _heard_of(self, agent: str) -> None:
+        now = time.monotonic()
+        lately = {name: at for name, at in self._agents.items() if now - at < AGENT_SECONDS}
+        self._agents = lately | {agent[:100]: now}
+
+    async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._sampling, call, *args)
+
+
+def serve(
+    game: Game,
+    port: int,
+    *,
+    logdir: Path,
+    metrics_port: int | None = None,
+    host: str = "[::]",
+    seed: int | None = None,
+    on_ready: Callable[[int], None] | None = None,
+) -> None:
+    """Serves the replay buffer whose store is in `logdir`, until SIGTERM or SIGINT.
+
+    seed: of sampling. on_ready: called with the port once calls are answered.
+    """
+
+    async def main(stop: asyncio.Event) -> None:
+        server = Server([SERVICE], port, host)
+        start_metrics(metrics_port)
+        replay = await asyncio.to_thread(DurableReplay, game.config, logdir)
+        sampled = replay.buffer.counters.sampled_positions
+        rng = np.random.default_rng(None if seed is None else [seed, sampled])
+        servicer = ReplayServicer(game.config, replay, rng)
+        replay_pb2_grpc.add_ReplayServiceServicer_to_server(servicer, server.grpc)
+        writing = asyncio.create_task(servicer.write())
+        async with server.running():
+            await server.set_serving(True)
+            log.info("replay of %s on port %d, store %s", game.name, server.port, logdir)
+            if on_ready:
+                on_ready(server.port)
+            await stop.wait()
+            await server.set_serving(False)
+            await servicer.end()
+        writing.cancel()
+        await servicer.close()
+
+    run_until_signal(main)
+
+
+class RemoteReplayBuffer:
+    """The `ReplayBuffer` on the server at `address`. Threads may share it.
+
+    The contract of `config` must hold there, else `ContractError`. Calls wait for a server that is
+    not up (yet, or again) for at most `timeout` seconds, then raise a `ServiceError`; adding is
+    idempotent, so nothing is lost or stored twice on the way.
+    """
+
+    def __init__(self, address: str, config: Config, *, timeout: float = 300.0) -> None:
+        self._address = address
+        self._config = config
+        self._channel = open_channel(address)
+        self._stub = replay_pb2_grpc.ReplayServiceStub(self._channel)
+        self._calls = PatientCalls("replay", address, timeout)
+        self._streams: list[SampleStream] = []
+        self._is_connected = False
+        self._lock = threading.Lock()
+
+    def connect(self, stop: threading.Event | None = None) -> None:
+        """Waits for the server, and compares contracts; the first call does so if nobody has.
+
+        Here and elsewhere, setting `stop` ends the waiting: with `Stopped`, if there is no better
+        answer.
+        """
+        with self._lock:
+            if self._is_connected:
+                return
+            answer = self._calls(self._stub.Contract, replay_pb2.ContractRequest(), stop=stop)
+            mine, theirs = self._config.contract, dict(answer.contract)
+            check_contract("replay", self._address, mine, theirs)
+            self._is_connected = True
+
+    def add(
+        self, games: GameHistory | Sequence[GameHistory], stop: threading.Event | None = None
+    ) -> int:
+        """Returns when the games are on the server's disk; answers how many were new."""
+        self.connect(stop)
+        games = [games] if isinstance(games, GameHistory) else games
+        messages = [_sendable(game_to_proto(game)) for game in games]
+        return sum(
+            self._calls(self._stub.Add, replay_pb2.AddRequest(games=some), stop=stop).added
+            for some in _message_groups(messages)
+        )
+
+    def admit(
+        self, agent: str, timeout: float = ADMIT_SECONDS, stop: threading.Event | None = None
+    ) -> bool:
+        """Whether the agent may start more games; waits for room. False after `timeout` seconds,
+        at `stop`, and while the server is away: ask again."""
+        try:
+            self.connect(stop)
+            request = replay_pb2.AdmitRequest(agent=agent)
+            answer = self._calls(self._stub.Admit, request, within=timeout, stop=stop)
+        except ServiceError as error:
+            if error.is_transient:
+                return False
+            raise
+        return bool(answer.admitted)
+
+    def sample(
+        self, batch_size: int, prefetch: int = 2, stop: threading.Event | None = None
+    ) -> SampleStream:
+        """Batches without end (or until `stop`), each as soon as the rate limit allows it and
+        `prefetch` of them ahead; an iterator to be closed, or left to `close()`."""
+        self.connect(stop)
+        stream = SampleStream(self._stub.Sample, self._calls, batch_size, prefetch, stop)
+        self._streams.append(stream)
+        return stream
+
+    def update_priorities(self, key: Array, priority: Array) -> int:
+        """As `ReplayBuffer.update_priorities`."""
+        self.connect()
+        request = replay_pb2.UpdatePrioritiesRequest(
+            key=to_tensor(np.asarray(key, np.int64)),
+            priority=to_tensor(np.asarray(priority, np.float32)),
+        )
+        return int(self._calls(self._stub.UpdatePriorities, request).updated)
+
+    def stats(self, stop: threading.Event | None = None) -> ReplayStats:
+        self.connect(stop)
+        return stats_from_proto(self._calls(self._stub.Stats, replay_pb2.StatsRequest(), stop=stop))
+
+    def backup(self) -> Iterator[GameHistory]:
+        """Every stored game, oldest first."""
+        self.connect()
+        with self._calls.in_words():
+            for message in self._stub.Backup(replay_pb2.BackupRequest()):
+                yield game_from_proto(message)
+
+    def restore(self, games: Iterable[GameHistory]) -> int:
+        """Stores the games of a backup; answers how many were new."""
+        self.connect()
+        with self._calls.in_words():
+            return int(self._stub.Restore(game_to_proto(game) for game in games).added)
+
+    def close(self) -> None:
+        """Ends all calls."""
+        for stream in self._streams:
+            stream.close()
+        self._calls.close()
+        self._channel.close()
+
+
+def _sendable(game: replay_pb2.GameHistory) -> replay_pb2.GameHistory:
+    if game.ByteSize() > MAX_MESSAGE_BYTES - (1 << 10):
+        raise ServiceError(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"a segment of {game.size} positions has {game.ByteSize()} bytes, a message at most "
+            f"{MAX_MESSAGE_BYTES}; lower replay.segment_length",
+        )
+    return game
+
+
+def _message_groups(
+    games: Sequence[replay_pb2.GameHistory],
+) -> Iterator[list[replay_pb2.GameHistory]]:
+    """The games, in groups that fit into one message each."""
+    group: list[replay_pb2.GameHistory] = []
+    size = 0
+    for game in games:
+        if group and size + game.ByteSize() > ADD_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(game)
+        size += game.ByteSize() + 16
+    if group:
+        yield group
