@@ -1,0 +1,440 @@
+"""The agent: plays games on an environment server, asks a network server for its moves, and sends
+what it played to the replay server.
+
+Its games are in groups, a thread each, so that the games of one group move on while another's
+searches run. Two more threads stand beside them: `Uploader` sends finished games, `Admission` asks
+whether more may begin. No group waits for either but when replay is behind.
+
+Any server may go away and come back: searches are asked again, games whose environment is lost are
+kept as far as they went, and finished ones are held until replay has them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from muprover.agent_metrics import (
+    ENVIRONMENT_SECONDS,
+    MOVES,
+    QUEUED,
+    REFUSED,
+    SEARCH_SECONDS,
+    WAIT_SECONDS,
+    count_result,
+    count_search,
+)
+from muprover.config import Config
+from muprover.environment import Environments, TimeStep
+from muprover.game import Game
+from muprover.history import GameHistory
+from muprover.policy import Policy, PolicyOutput, SearchInputs
+from muprover.selfplay import Games
+from muprover.services.client import ServiceError
+from muprover.services.health import HealthPort
+from muprover.services.server import start_metrics
+from muprover.services.waiting import Patience, Stopped, passes, persist, stop_on_signals
+
+log = logging.getLogger(__name__)
+
+GAMES_PER_ADD = 256  # at most, in one message
+QUEUED_PER_GAME = 4  # segments that may wait to be sent, for each game in play
+ATTEMPT_SECONDS = 2.0  # of a call to a server that is away, before the agent looks around
+ADMIT_SECONDS = 20.0  # at most, of one question
+FLUSH_SECONDS = 20.0  # at most, to send what is left when the agent ends
+GLANCE_SECONDS = 0.5  # in which a group that waits looks whether it should end
+
+
+class Replay(Protocol):
+    """What the agent needs of a replay server. Setting `stop` ends the waiting."""
+
+    def add(self, games: Sequence[GameHistory], stop: threading.Event | None = None) -> Any:
+        """Keeps games durably; one that it has already is not kept twice."""
+
+    def admit(
+        self, agent: str, timeout: float = ADMIT_SECONDS, stop: threading.Event | None = None
+    ) -> bool:
+        """Whether there is room for more games, for which it waits up to `timeout` seconds."""
+
+
+def run(
+    game: Game,
+    *,
+    environment: str,
+    replay_buffer: str,
+    network: str,
+    num_games: int | None = None,
+    groups: int = 2,
+    agent_name: str | None = None,
+    metrics_port: int | None = None,
+    health_port: int | None = None,
+    seed: int = 0,
+    model_name: str = "muprover",
+    max_games_total: int | None = None,
+) -> int:
+    """Plays until SIGTERM or SIGINT, or until `max_games_total` are played; answers an exit status.
+
+    num_games: played at once; None: as the settings say. groups: that these are played in.
+    """
+    config = game.config
+    name = agent_name or f"{platform.node()}-{os.getpid()}"
+    sizes = [n for n in shares(num_games or config.self_play.games_per_agent, groups) if n]
+    stop = stop_on_signals()
+    with ExitStack() as clients:
+        start_metrics(metrics_port)
+        health = None if health_port is None else HealthPort(health_port)
+        if health:
+            clients.callback(health.close)
+        try:
+            agent = Agent(
+                config,
+                name,
+                policy=connect_network(network, model_name, config, stop, clients),
+                replay=connect_replay(replay_buffer, config, stop, clients),
+                environments=[
+                    connect_environments(environment, config, size, stop, clients) for size in sizes
+                ],
+                rng=np.random.default_rng([seed, zlib.crc32(name.encode())]),
+                max_games=max_games_total,
+                stop=stop,
+            )
+            log.info("agent %s plays %d games at once, in %d groups", name, sum(sizes), len(sizes))
+            return agent.run(health.set_serving if health else None)
+        except Stopped:
+            return 0
+        except ServiceError as error:
+            log.error("%s", error)
+            return 1
+
+
+def connect_network(
+    address: str, model_name: str, config: Config, stop: threading.Event, clients: ExitStack
+) -> Policy:
+    """The search of the settings' placement, once the server has a model for it."""
+    from muprover.services.network import RemoteNetwork, remote_search_policy
+
+    network = RemoteNetwork(address, model_name, config, patience=ATTEMPT_SECONDS)
+    clients.callback(network.close)
+    persist(lambda: network.wait_until_ready(ATTEMPT_SECONDS), stop)
+    if config.search.placement == "agent":
+        return remote_search_policy(network, config)
+    return network.policy
+
+
+def connect_replay(
+    address: str, config: Config, stop: threading.Event, clients: ExitStack
+) -> Replay:
+    from muprover.services.replay import RemoteReplayBuffer
+
+    replay = RemoteReplayBuffer(address, config)
+    clients.callback(replay.close)
+    persist(lambda: replay.connect(stop), stop)
+    return replay
+
+
+def connect_environments(
+    address: str, config: Config, num_games: int, stop: threading.Event, clients: ExitStack
+) -> Environments:
+    from muprover.services.environment import RemoteEnvironments
+
+    def connect() -> Environments:
+        return RemoteEnvironments(address, config, num_games, timeout=ATTEMPT_SECONDS)
+
+    environments = persist(connect, stop)
+    clients.callback(environments.close)
+    return environments
+
+
+def shares(total: int, parts: int) -> list[int]:
+    """`total` in `parts` parts, as equal as can be."""
+    size, rest = divmod(total, parts)
+    return [size + (part < rest) for part in range(parts)]
+
+
+class Agent:
+    """Groups of games in play, and the two threads between them and the replay server."""
+
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        policy: Policy,
+        replay: Replay,
+        environments: Sequence[Environments],
+        rng: np.random.Generator,
+        stop: threading.Event,
+        max_games: int | None = None,
+    ) -> None:
+        num_groups = len(environments)
+        self._stop = stop
+        self._uploader = Uploader(replay, QUEUED_PER_GAME * sum(map(len, environments)))
+        self._admission = Admission(replay, name, num_groups, self._uploader, stop)
+        limits = [None] * num_groups if max_games is None else shares(max_games, num_groups)
+        self._groups = []
+        for number, (games, limit) in enumerate(zip(environments, limits, strict=True)):
+            may_start = partial(self._admission.may_start, number)
+            play = Games(TimedEnvironments(games), config, rng.spawn(1)[0], name, may_start, limit)
+            group = Group(number, play, policy, self._uploader, self._admission, stop)
+            self._groups.append(group)
+
+    def run(self, set_serving: Callable[[bool], None] | None = None) -> int:
+        """Plays until told to stop or done, then sends all there is; answers an exit status."""
+        for thread in (self._uploader, self._admission, *self._groups):
+            thread.start()
+        if set_serving:
+            set_serving(True)
+        while any(group.is_alive() for group in self._groups):
+            if self._stop.wait(GLANCE_SECONDS):
+                break
+        if set_serving:
+            set_serving(False)
+        for group in self._groups:
+            group.join()
+        unsent = self._uploader.flush(FLUSH_SECONDS)
+        if unsent:
+            log.error("%d finished games are lost: the replay server took them not in time", unsent)
+        failed = any(group.failed for group in self._groups) or self._uploader.failed
+        return 1 if unsent or failed else 0
+
+
+class Group(threading.Thread):
+    """Some games in play, each lock step one search for all of them."""
+
+    def __init__(
+        self,
+        number: int,
+        games: Games,
+        policy: Policy,
+        uploader: Uploader,
+        admission: Admission,
+        stop: threading.Event,
+    ) -> None:
+        super().__init__(name=f"group-{number}", daemon=True)
+        self.failed = False
+        self._number = number
+        self._games = games
+        self._policy = policy
+        self._uploader = uploader
+        self._admission = admission
+        self._stop_event = stop
+        self._network_patience = Patience(stop)
+        self._environment_patience = Patience(stop)
+
+    def run(self) -> None:
+        try:
+            while not (self._stop_event.is_set() or self._games.done):
+                self._lock_step()
+        except Stopped:
+            pass
+        except Exception as error:  # does not go away by itself, so the whole agent ends
+            in_words = isinstance(error, ServiceError)
+            log.error("%s", error, exc_info=None if in_words else error)
+            self.failed = True
+            self._stop_event.set()
+        finally:
+            self._uploader.put(self._games.break_off())
+
+    def _lock_step(self) -> None:
+        """A search and a move of every game; games whose environment is lost are broken off."""
+        output = None
+        try:
+            inputs = self._games.search_inputs()
+            if inputs is None:
+                self._admission.wait(self._number)
+                return
+            output = self._search(inputs)
+            if self._stop_event.is_set():
+                self._uploader.put(self._games.break_off(output))
+                return
+            progress = self._games.advance(output)
+        except ServiceError as error:
+            if not error.is_transient:
+                raise
+            self._uploader.put(self._games.break_off(output))
+            WAIT_SECONDS.labels("environment").inc(self._environment_patience.wait(error))
+            return
+        self._environment_patience.rewarded()
+        self._uploader.put(progress.segments)
+        MOVES.inc(progress.num_moves)
+        for result in progress.results:
+            count_result(result)
+
+    def _search(self, inputs: SearchInputs) -> PolicyOutput:
+        """What the network server answers, as soon as it does."""
+        while True:
+            start = time.perf_counter()
+            try:
+                output = self._policy(inputs)
+            except ServiceError as error:
+                if not passes(error):
+                    raise
+                WAIT_SECONDS.labels("network").inc(time.perf_counter() - start)
+                WAIT_SECONDS.labels("network").inc(self._network_patience.wait(error))
+                continue
+            self._network_patience.rewarded()
+            seconds = time.perf_counter() - start
+            WAIT_SECONDS.labels("network").inc(seconds)
+            SEARCH_SECONDS.observe(seconds)
+            count_search(inputs, output)
+            return output
+
+
+class Uploader(threading.Thread):
+    """Sends finished games, in order, and keeps them until the replay server has them."""
+
+    def __init__(self, replay: Replay, room: int) -> None:
+        """`room`: segments that may wait; then no games begin. More are kept all the same."""
+        super().__init__(name="uploader", daemon=True)
+        self.failed = False
+        self._replay = replay
+        self._room = room
+        self._changed = threading.Condition()
+        self._waiting: deque[GameHistory] = deque()
+        self._ending = False
+        self._given_up = threading.Event()
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._waiting) >= self._room
+
+    def put(self, segments: Iterable[GameHistory]) -> None:
+        """Takes segments to send; never waits."""
+        with self._changed:
+            self._waiting.extend(segments)
+            QUEUED.set(len(self._waiting))
+            self._changed.notify_all()
+
+    def flush(self, timeout: float) -> int:
+        """Ends when all is sent, or after `timeout` seconds; answers how many segments were not."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        self.join(timeout)
+        self._given_up.set()
+        return len(self._waiting)
+
+    def run(self) -> None:
+        with suppress(Stopped):
+            while games := self._next():
+                self._send(games)
+                with self._changed:
+                    for _ in games:
+                        self._waiting.popleft()
+                    QUEUED.set(len(self._waiting))
+
+    def _next(self) -> list[GameHistory]:
+        """What to send next, as soon as there is something; nothing if that was all."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ending)
+            return list(islice(self._waiting, GAMES_PER_ADD))
+
+    def _send(self, games: Sequence[GameHistory]) -> None:
+        """Sends `games` until they are taken. Those that replay refuses for good are named, and
+        left behind, so that they do not stand in the way of others."""
+        try:
+            persist(lambda: self._replay.add(games, self._given_up), self._given_up)
+        except ServiceError as error:
+            if len(games) > 1:
+                for game in games:
+                    self._send([game])
+                return
+            self.failed = True
+            REFUSED.inc()
+            log.error("game %d segment %d was refused: %s", *games[0].key, error)
+
+
+class Admission(threading.Thread):
+    """Asks the replay server, one question at a time, whether more games may begin.
+
+    A yes holds for one lock step of each group; when one has used it, the next question is asked,
+    while searches run. While too many finished games wait to be sent, none may begin.
+    """
+
+    def __init__(
+        self, replay: Replay, agent: str, num_groups: int, uploader: Uploader, stop: threading.Event
+    ) -> None:
+        super().__init__(name="admission", daemon=True)
+        self._replay = replay
+        self._agent = agent
+        self._uploader = uploader
+        self._stop_event = stop
+        self._changed = threading.Condition()
+        self._everyone = frozenset(range(num_groups))
+        self._admitted: frozenset[int] = frozenset()
+
+    def may_start(self, group: int) -> bool:
+        """Whether games of `group` may begin in this lock step."""
+        with self._changed:
+            if self._uploader.is_full or group not in self._admitted:
+                return False
+            self._admitted -= {group}
+            self._changed.notify_all()
+            return True
+
+    def wait(self, group: int) -> None:
+        """Returns when games of `group` may begin, or after a while."""
+        start = time.perf_counter()
+        reason = "add" if self._uploader.is_full else "admit"
+        with self._changed:
+            if self._uploader.is_full:
+                self._changed.wait(GLANCE_SECONDS)
+            else:
+                self._changed.wait_for(lambda: group in self._admitted, GLANCE_SECONDS)
+        WAIT_SECONDS.labels(reason).inc(time.perf_counter() - start)
+
+    def run(self) -> None:
+        with suppress(Stopped):
+            while not self._stop_event.is_set():
+                with self._changed:
+                    self._changed.wait_for(lambda: self._admitted != self._everyone)
+                if persist(self._ask, self._stop_event):
+                    with self._changed:
+                        self._admitted = self._everyone
+                        self._changed.notify_all()
+
+    def _ask(self) -> bool:
+        return self._replay.admit(self._agent, ADMIT_SECONDS, self._stop_event)
+
+
+class TimedEnvironments(Environments):
+    """Environments of which each call is measured."""
+
+    def __init__(self, environments: Environments) -> None:
+        self._environments = environments
+
+    def __len__(self) -> int:
+        return len(self._environments)
+
+    def reset(self, rows: ArrayLike, seeds: ArrayLike) -> TimeStep:
+        with self._timed():
+            return self._environments.reset(rows, seeds)
+
+    def step(self, rows: ArrayLike, actions: ArrayLike) -> TimeStep:
+        with self._timed():
+            return self._environments.step(rows, actions)
+
+    def close(self) -> None:
+        self._environments.close()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            ENVIRONMENT_SECONDS.observe(seconds)
+            WAIT_SECONDS.labels("environment").inc(seconds)
