@@ -8,26 +8,13 @@ from before it ends. A short game is one segment, and whole.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from muprover.config import Config
-from muprover.history import GameHistory
+from muprover.history import Array, GameHistory
 
-
-class _Move(NamedTuple):
-    """A position and what was done in it; fields as in `GameHistory`, one row of each."""
-
-    observation: NDArray[Any]
-    action: int
-    reward: float
-    to_play: int
-    legal_actions: NDArray[np.bool_]
-    action_weights: NDArray[np.float32]
-    root_value: float
-    exploratory: bool
+FIRST_CAPACITY = 32  # moves; doubled as a game grows
 
 
 class GameRecorder:
@@ -44,8 +31,8 @@ class GameRecorder:
         self._length = config.replay.segment_length
         self._before = config.game.num_stacked_frames - 1
         self._after = config.training.num_unroll_steps + config.training.td_steps
-        self._dtype = config.game.observation_dtype
-        self._moves: list[_Move] = []  # those still needed
+        self._columns = _columns(config)  # the moves that are still needed, and room for more
+        self._kept = 0  # how many these are
         self._dropped = 0  # moves before them
         self._own = 0  # where the next segment's own positions begin, counted from the game's start
         self._segment = 0
@@ -53,11 +40,11 @@ class GameRecorder:
 
     def __len__(self) -> int:
         """Moves made so far."""
-        return self._dropped + len(self._moves)
+        return self._dropped + self._kept
 
     def add(
         self,
-        observation: NDArray[Any],
+        observation: Array,
         action: int,
         reward: float,
         to_play: int,
@@ -72,22 +59,22 @@ class GameRecorder:
         observation: of one frame, before the move. legal_actions, action_weights: `[A]`.
         reward: of the move, for the player `to_play` who made it.
         """
+        if self._kept == len(self._columns["action"]):
+            self._grow()
+        columns, at = self._columns, self._kept
+        columns["observation"][at] = observation
+        columns["action"][at] = action
+        columns["reward"][at] = reward
+        columns["to_play"][at] = to_play
+        columns["legal_actions"][at] = legal_actions
+        columns["action_weights"][at] = action_weights
+        columns["root_value"][at] = root_value
+        columns["exploratory"][at] = exploratory
+        self._kept += 1
         self._version = network_version or self._version
-        self._moves.append(
-            _Move(
-                np.array(observation, self._dtype),
-                int(action),
-                float(reward),
-                int(to_play),
-                np.array(legal_actions, np.bool_),
-                np.array(action_weights, np.float32),
-                float(root_value),
-                bool(exploratory),
-            )
-        )
         if len(self) < self._own + self._length + self._after:
             return []
-        return [self._cut(self._length, len(self) - 1, self._moves[-1].root_value, False)]
+        return [self._cut(self._length, len(self) - 1, root_value, terminated=False)]
 
     def finish(
         self, final_value: float, terminated: bool, network_version: int = 0
@@ -98,7 +85,7 @@ class GameRecorder:
         was `terminated` by its rules is worth 0 there.
         """
         self._version = network_version or self._version
-        value = 0.0 if terminated else float(final_value)
+        value = 0.0 if terminated else final_value
         segments = []
         while self._own < len(self):
             size = min(self._length, len(self) - self._own)
@@ -108,21 +95,14 @@ class GameRecorder:
     def _cut(self, size: int, end: int, final_value: float, terminated: bool) -> GameHistory:
         """The next segment, with `size` positions of its own and what follows until `end`."""
         begin = max(0, self._own - self._before)
-        moves = self._moves[begin - self._dropped : end - self._dropped]
+        moves = slice(begin - self._dropped, end - self._dropped)
         history = GameHistory(
             game_id=self._game_id,
             segment=self._segment,
             first=self._own - begin,
             size=size,
-            observation=np.stack([move.observation for move in moves]),
-            action=np.array([move.action for move in moves], np.int32),
-            reward=np.array([move.reward for move in moves], np.float32),
-            to_play=np.array([move.to_play for move in moves], np.int32),
-            legal_actions=np.stack([move.legal_actions for move in moves]),
-            action_weights=np.stack([move.action_weights for move in moves]),
-            root_value=np.array([move.root_value for move in moves], np.float32),
-            exploratory=np.array([move.exploratory for move in moves], np.bool_),
-            final_value=final_value,
+            **{name: column[moves].copy() for name, column in self._columns.items()},
+            final_value=float(final_value),
             terminated=terminated,
             agent=self._agent,
             network_version=self._version,
@@ -134,6 +114,30 @@ class GameRecorder:
 
     def _forget(self, before: int) -> None:
         """Drops the moves before the position `before`, which no later segment needs."""
-        count = max(0, before - self._dropped)
-        del self._moves[:count]
+        count = before - self._dropped
+        if count <= 0:
+            return
+        for column in self._columns.values():
+            column[: self._kept - count] = column[count : self._kept].copy()
+        self._kept -= count
         self._dropped += count
+
+    def _grow(self) -> None:
+        for name, column in self._columns.items():
+            self._columns[name] = np.concatenate([column, np.empty_like(column)])
+
+
+def _columns(config: Config) -> dict[str, Array]:
+    """The arrays of a `GameHistory`, with room for some moves."""
+    game = config.game
+    count = min(FIRST_CAPACITY, game.max_moves)
+    return {
+        "observation": np.empty((count, *game.observation_shape), game.observation_dtype),
+        "action": np.empty(count, np.int32),
+        "reward": np.empty(count, np.float32),
+        "to_play": np.empty(count, np.int32),
+        "legal_actions": np.empty((count, game.num_actions), np.bool_),
+        "action_weights": np.empty((count, game.num_actions), np.float32),
+        "root_value": np.empty(count, np.float32),
+        "exploratory": np.empty(count, np.bool_),
+    }
