@@ -126,11 +126,11 @@ def serve(
     """
     game.make_environment().close()  # what is wrong with it shows before the port opens
     start_metrics(metrics_port)
-    make_worker = Thread if workers == 1 else Process
+    make_worker: Callable[[Game, int], Worker] = Thread if workers == 1 else Process
     games = max_games_per_stream(game.config.game)
 
     async def main(stop: asyncio.Event) -> None:
-        pool: list[Worker] = [make_worker(game, games) for _ in range(workers)]
+        pool = [make_worker(game, games) for _ in range(workers)]
         servicer = EnvironmentServicer(game, pool)
         server = Server([SERVICE], port, host)
         environment_pb2_grpc.add_EnvironmentServiceServicer_to_server(servicer, server.grpc)
@@ -179,17 +179,18 @@ class RemoteEnvironments(Environments):
     def _reset_games(self, rows: NDArray[Any], seeds: NDArray[Any]) -> TimeStep:
         if not self._streams:
             self._connect()
-        return self._call(rows, lambda index: {"resets": Resets(seeds=seeds[index])})
+        return self._call(rows, lambda index: {"resets": Resets(seeds=seeds[index].tolist())})
 
     def _step_games(self, rows: NDArray[Any], actions: NDArray[Any]) -> TimeStep:
-        return self._call(rows, lambda index: {"moves": Moves(actions=actions[index])})
+        return self._call(rows, lambda index: {"moves": Moves(actions=actions[index].tolist())})
 
     def _call(self, rows: NDArray[Any], what: Callable[[Any], dict[str, Any]]) -> TimeStep:
         """The server's answer for `rows`; `what` some of them (by index) are to do."""
         try:
             parts = self._parts(rows)
             for stream, index in parts:
-                stream.send(PlayRequest(rows=rows[index] % self._games_per_stream, **what(index)))
+                own_rows = (rows[index] % self._games_per_stream).tolist()
+                stream.send(PlayRequest(rows=own_rows, **what(index)))
             steps = [
                 time_step_from_proto(stream.receive(), len(rows[index]), self._config.game)
                 for stream, index in parts
@@ -250,7 +251,7 @@ class _Stream:
         self._requests.put(request)
 
     def receive(self) -> PlayResponse:
-        answer = next(self._call, None)
+        answer: PlayResponse | None = next(self._call, None)
         if answer is None:
             raise TensorError("it ended the stream without an answer")
         return answer
@@ -262,16 +263,24 @@ class _Stream:
 
 def time_step_from_proto(response: PlayResponse, num_rows: int, game: GameConfig) -> TimeStep:
     """`[n, …]` time steps of a message about `num_rows` games; raises `TensorError`."""
-    n = num_rows
-    shape = (n, *game.observation_shape)
     return TimeStep(
-        from_tensor(response.observation, "observation", game.observation_dtype, shape),
-        from_tensor(response.reward, "reward", np.float32, (n,)),
-        from_tensor(response.to_play, "to_play", np.int32, (n,)),
-        from_tensor(response.legal_actions, "legal_actions", np.bool_, (n, game.num_actions)),
-        from_tensor(response.terminated, "terminated", np.bool_, (n,)),
-        from_tensor(response.truncated, "truncated", np.bool_, (n,)),
+        **{
+            name: from_tensor(getattr(response, name), name, dtype, shape)
+            for name, (dtype, shape) in answer_tensors(num_rows, game).items()
+        }
     )
+
+
+def answer_tensors(n: int, game: GameConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor in an answer about n games."""
+    return {
+        "observation": (game.observation_dtype, (n, *game.observation_shape)),
+        "reward": ("float32", (n,)),
+        "to_play": ("int32", (n,)),
+        "legal_actions": ("bool", (n, game.num_actions)),
+        "terminated": ("bool", (n,)),
+        "truncated": ("bool", (n,)),
+    }
 
 
 def _joined(steps: list[TimeStep], indices: list[NDArray[Any]]) -> TimeStep:

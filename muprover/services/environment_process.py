@@ -118,7 +118,8 @@ class Process:
 
     async def _ask(self, frame: Frame) -> Frame:
         """The process's answer to a frame; one at a time in a stream."""
-        answer = self._waiting[frame.stream] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._waiting[frame.stream] = answer
         self._writer.write(frame.to_bytes())
         return await answer
 

@@ -101,7 +101,9 @@ def time_step_to_proto(steps: TimeStep) -> PlayResponse:
 class Worker(Protocol):
     """Where the games of some streams live."""
 
-    num_streams: int
+    @property
+    def num_streams(self) -> int:
+        """That are open."""
 
     async def start(self) -> None:
         """Gets ready for streams; raises `RequestError` if it cannot."""
