@@ -2,9 +2,7 @@
 
 Letters: T moves, A actions, F stacked frames, B samples, K unroll steps.
 
-A game of T moves becomes T + 2 rows: its positions, the state after the last move (to bootstrap
-from), and one absorbing row of zeros, where every unroll past the end comes to rest. Targets are
-computed once, as a game comes in; sampling only gathers.
+Targets are computed once, as games come in; sampling only gathers.
 """
 
 from __future__ import annotations
@@ -21,14 +19,15 @@ from numpy.typing import NDArray
 
 from muprover.config import Config
 from muprover.history import GameHistory, stack_frames
-from muprover.replay.checks import check_game
+from muprover.replay.checks import GameCheck
+from muprover.replay.layout import EXTRA_ROWS, row_columns, rows_of, starts_of
 from muprover.replay.priorities import SumTree
 from muprover.replay.ring import Ring
 from muprover.replay.statistics import GameStatistics, ReplayStats
-from muprover.targets import n_step_returns
 
 Array = NDArray[Any]
 
+GAMES_AT_ONCE = 64  # stored while nothing can be sampled
 LEAST_PRIORITY = 1e-3  # what is predicted without any error is still sampled now and then
 
 
@@ -66,8 +65,7 @@ class _Record(NamedTuple):
 class ReplayBuffer:
     """The newest `replay.max_size` positions, in memory. Threads may share it.
 
-    Every position is a start to sample, but for the last K of a truncated game, whose unroll would
-    pass into what nobody has seen; they are learned from as what follows earlier starts.
+    Which positions are sampled is `starts_of`'s business.
     """
 
     def __init__(self, config: Config, first_key: int = 0) -> None:
@@ -76,10 +74,11 @@ class ReplayBuffer:
         self.evicted = 0  # segments, ever
         self._config = config
         self._game = config.game
+        self._check = GameCheck(config.game, config.replay.max_size)
         self._steps = np.arange(config.training.num_unroll_steps + 1)
         self._past = np.arange(1 - config.game.num_stacked_frames, 1)
         self._max_size = config.replay.max_size
-        self._rows = Ring(_row_columns(config), capacity=0)
+        self._rows = Ring(row_columns(config), capacity=0)
         start_columns = {name: ((), np.int64) for name in ("row", "ahead", "past")}
         self._starts = Ring(start_columns, self._max_size, first_key)  # a start's id is its key
         self._exponent = config.replay.priority_exponent
@@ -115,21 +114,20 @@ class ReplayBuffer:
         a game that cannot be kept, before any of them is.
         """
         games = [games] if isinstance(games, GameHistory) else games
-        for game in games:
-            self.check(game)
+        self.check(games)
         return self.insert(games)
 
-    def check(self, game: GameHistory) -> None:
+    def check(self, games: Sequence[GameHistory]) -> None:
         """Raises `GameError` for a game that cannot be kept."""
-        check_game(game, self._game, self._max_size)
+        self._check(games)
 
     def insert(self, games: Sequence[GameHistory]) -> int:
         """As `add`, of games that have been checked."""
-        added = 0
-        for game in games:
-            with self._lock:  # for one at a time: sampling goes on between
-                added += self._insert(game)
-        return added
+        new = {game.key: game for game in games if game.key not in self._keys}
+        for group in self._groups(list(new.values())):
+            with self._lock:  # for some at a time: sampling goes on between
+                self._insert(group)
+        return len(new)
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
         """Draws starts, uniformly or by priority, with replacement."""
@@ -190,49 +188,51 @@ class ReplayBuffer:
             unique_games_ratio=statistics.unique_games_ratio,
         )
 
-    def _insert(self, history: GameHistory) -> bool:
-        if history.key in self._keys:
-            return False
-        while self._positions + history.size > self._max_size:
+    def _groups(self, games: Sequence[GameHistory]) -> Iterator[list[GameHistory]]:
+        """The games, in groups that may be stored at once."""
+        group: list[GameHistory] = []
+        for game in games:
+            size = sum(other.size for other in group) + game.size
+            if group and (size > self._max_size or len(group) == GAMES_AT_ONCE):
+                yield group
+                group = []
+            group.append(game)
+        if group:
+            yield group
+
+    def _insert(self, games: Sequence[GameHistory]) -> None:
+        """Stores games that are new, and no more than fit at once."""
+        while len(self) + sum(game.size for game in games) > self._max_size:
             self._evict()
-        rows = _rows_of(history, self._config)
+        rows = rows_of(games, self._config)
         first_row = self._append_rows(rows)
-        starts = self._append_starts(history, first_row, rows)
-        self._records.append(_Record(history.key, history.size, len(history) + 2, starts))
-        self._keys.add(history.key)
-        self._segments[history.game_id] += 1
-        self._positions += history.size
-        self.statistics.observe(history)
-        self.counters.inserted_positions += history.size
-        self.counters.inserted_games += history.segment == 0
-        return True
+        starts = starts_of(games, len(self._steps) - 1)
+        key = self._starts.append(
+            {"row": first_row + starts.row, "ahead": starts.ahead, "past": starts.past}
+        )
+        if self._tree is not None:
+            slots = self._starts.slots(np.arange(key, self._starts.head))
+            self._tree.update(slots, self._weights(rows["surprise"][starts.row]))
+        for game, count in zip(games, starts.counts, strict=True):
+            self._remember(game, count)
+
+    def _remember(self, game: GameHistory, starts: int) -> None:
+        self._records.append(_Record(game.key, game.size, len(game) + EXTRA_ROWS, starts))
+        self._keys.add(game.key)
+        self._segments[game.game_id] += 1
+        self._positions += game.size
+        self.counters.inserted_positions += game.size
+        self.counters.inserted_games += game.segment == 0
+        self.statistics.observe(game)
 
     def _append_rows(self, rows: dict[str, Array]) -> int:
-        """Adds a game's rows; memory grows to what the window needs of games like those so far."""
+        """Adds games' rows; memory grows to what the window needs of games like those so far."""
         count = len(rows["action"])
         needed = len(self._rows) + count
         if needed > self._rows.capacity:
-            positions = max(1, self._positions)
-            expected = self._max_size * len(self._rows) / positions
+            expected = self._max_size * len(self._rows) / max(1, len(self))
             self._rows.grow(max(needed, min(2 * needed, math.ceil(1.05 * expected) + count), 1024))
         return self._rows.append(rows)
-
-    def _append_starts(self, history: GameHistory, first_row: int, rows: dict[str, Array]) -> int:
-        """Makes the game's positions starts; answers how many."""
-        length, first = len(history), history.first
-        end = first + history.size
-        if not history.terminated:
-            last = length - len(self._steps) + 1  # whose unroll just reaches the final state
-            end = max(first + (first == 0), min(end, last + 1))
-        time = np.arange(first, end)
-        key = self._starts.append(
-            {"row": first_row + time, "ahead": length + 1 - time, "past": time}
-        )
-        if self._tree is not None:
-            surprise = np.abs(history.root_value[time] - rows["value"][time])
-            slots = self._starts.slots(np.arange(key, key + len(time)))
-            self._tree.update(slots, self._weights(surprise))
-        return len(time)
 
     def _evict(self) -> None:
         """Drops the oldest segment."""
@@ -276,40 +276,3 @@ class ReplayBuffer:
         actions = self._rows.take("action", slots[:, :-1])
         actions[missing[:, :-1]] = -1
         return stack_frames(frames, actions, self._game)
-
-
-def _row_columns(config: Config) -> dict[str, tuple[tuple[int, ...], Any]]:
-    game = config.game
-    return {
-        "observation": (game.observation_shape, game.observation_dtype),
-        "action": ((), np.int32),  # −1 past the end
-        "reward": ((), np.float32),
-        "value": ((), np.float32),  # the target
-        "policy": ((game.num_actions,), np.float32),
-        "mask": ((), np.float32),
-    }
-
-
-def _rows_of(history: GameHistory, config: Config) -> dict[str, Array]:
-    """A game's `[T + 2, …]` rows: its moves, its final state, and an absorbing one."""
-    value = np.append(history.root_value, np.float32(history.final_value))
-    returns = n_step_returns(
-        history.reward,
-        value,
-        config.signed_discount,
-        config.training.td_steps,
-        history.exploratory,
-    )
-    return {
-        "observation": _padded(history.observation),
-        "action": _padded(history.action, -1),
-        "reward": _padded(history.reward),
-        "value": np.concatenate([returns, value[-1:], np.zeros(1, np.float32)]),
-        "policy": _padded(history.action_weights),
-        "mask": _padded(np.ones(len(history), np.float32)),
-    }
-
-
-def _padded(array: Array, fill: int = 0) -> Array:
-    """`[T, …]` with two more rows of `fill`."""
-    return np.concatenate([array, np.full((2, *array.shape[1:]), fill, array.dtype)])

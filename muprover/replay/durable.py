@@ -107,15 +107,15 @@ class DurableReplay:
         added = Added([], [], 0)
         new = set()
         try:
-            for message in request:
-                game = game_from_proto(message)
-                self.buffer.check(game)
-                if game.key not in seen and game.key not in new and game.key not in self.buffer:
-                    new.add(game.key)
-                    added.games.append(game)
-                    added.records.append((GAME, message.SerializeToString()))
+            games = [game_from_proto(message) for message in request]
+            self.buffer.check(games)
         except ValueError as error:
             return error
+        for game, message in zip(games, request, strict=True):
+            if game.key not in seen and game.key not in new and game.key not in self.buffer:
+                new.add(game.key)
+                added.games.append(game)
+                added.records.append((GAME, message.SerializeToString()))
         seen |= new
         return added._replace(duplicates=len(request) - len(new))
 

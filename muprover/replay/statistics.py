@@ -7,8 +7,6 @@ import zlib
 from collections import Counter, deque
 from typing import NamedTuple
 
-import numpy as np
-
 from muprover.history import GameHistory
 
 RECENT_GAMES = 1000  # that means and shares are taken over
@@ -65,7 +63,7 @@ class GameStatistics:
 
     def _count_outcome(self, history: GameHistory) -> None:
         """By the sign of what each player got, which is decided at the end."""
-        score = np.where(history.to_play == 0, history.reward, -history.reward).sum()
+        score = float(history.reward @ (1 - 2 * history.to_play))
         for seat, sign in ((0, 1), (1, -1)):
             result = "draw" if score == 0 else "win" if sign * score > 0 else "loss"
             self.outcomes[seat, result] += 1
