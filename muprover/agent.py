@@ -235,8 +235,8 @@ class Group(threading.Thread):
 
     def run(self) -> None:
         try:
-            while not (self._stop_event.is_set() or self._games.done):
-                self._lock_step()
+            while not self._games.done and self._lock_step():
+                pass
         except Stopped:
             pass
         except Exception as error:  # does not go away by itself, so the whole agent ends
@@ -247,30 +247,35 @@ class Group(threading.Thread):
         finally:
             self._uploader.put(self._games.break_off())
 
-    def _lock_step(self) -> None:
-        """A search and a move of every game; games whose environment is lost are broken off."""
+    def _lock_step(self) -> bool:
+        """A search, and a move of every game; answers whether to go on.
+
+        Told to stop, it leaves it at the search, which tells what the games are worth as they
+        stand. Games whose environment is lost are broken off.
+        """
         output = None
         try:
             inputs = self._games.search_inputs()
             if inputs is None:
                 self._admission.wait(self._number)
-                return
+                return not self._stop_event.is_set()
             output = self._search(inputs)
             if self._stop_event.is_set():
                 self._uploader.put(self._games.break_off(output))
-                return
+                return False
             progress = self._games.advance(output)
         except ServiceError as error:
             if not error.is_transient:
                 raise
             self._uploader.put(self._games.break_off(output))
             WAIT_SECONDS.labels("environment").inc(self._environment_patience.wait(error))
-            return
+            return True
         self._environment_patience.rewarded()
         self._uploader.put(progress.segments)
         MOVES.inc(progress.num_moves)
         for result in progress.results:
             count_result(result)
+        return True
 
     def _search(self, inputs: SearchInputs) -> PolicyOutput:
         """What the network server answers, as soon as it does."""
@@ -378,7 +383,8 @@ class Admission(threading.Thread):
     def may_start(self, group: int) -> bool:
         """Whether games of `group` may begin in this lock step."""
         with self._changed:
-            if self._uploader.is_full or group not in self._admitted:
+            refused = self._uploader.is_full or self._stop_event.is_set()
+            if refused or group not in self._admitted:
                 return False
             self._admitted -= {group}
             self._changed.notify_all()
