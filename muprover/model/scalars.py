@@ -44,7 +44,8 @@ class Support:
 
     def to_probabilities(self, scalar: Any) -> Any:
         """`[…, S]` two-hot distributions whose means are `scalar` `[…]`, clipped to the limit."""
-        x = scale(scalar) if self._scaled else scalar
+        x = tf.convert_to_tensor(scalar, tf.float32)
+        x = scale(x) if self._scaled else x
         x = tf.clip_by_value(x, -self._limit, self._limit)[..., None]
         return tf.nn.relu(1.0 - tf.abs(x - self._numbers) / self._spacing)
 

@@ -1,0 +1,310 @@
+"""The trainer: batches in, SavedModel versions and checkpoints out, until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from prometheus_client import Counter, Gauge, Histogram
+
+from muprover.config import SettingsError
+from muprover.game import Game
+from muprover.model.export import Exporter, ExportError
+from muprover.model.losses import Losses
+from muprover.model.training import Training, example_batch, limit_threads
+from muprover.replay import Batch
+from muprover.services.health import HealthPort
+from muprover.services.replay import RemoteReplayBuffer
+from muprover.services.server import start_metrics
+from muprover.symmetries import Symmetries
+
+log = logging.getLogger(__name__)
+
+LOG_INTERVAL = 50  # training steps between two points of a curve
+
+STEPS = Gauge("muprover_trainer_steps", "Training steps made, over all of the run.")
+LOSS = Gauge("muprover_trainer_loss", "Loss of the last batch looked at.", ["part"])
+LEARNING_RATE = Gauge("muprover_trainer_learning_rate", "Learning rate in force.")
+ENTROPY = Gauge("muprover_trainer_policy_entropy", "Entropy of the policies learned, in nats.")
+VALUE_ERROR = Gauge("muprover_trainer_value_error", "Mean |value - target| of sampled positions.")
+VALUE_BIAS = Gauge("muprover_trainer_value_target_mean", "Mean value target of a batch.")
+BATCH_WAIT = Counter("muprover_trainer_batch_wait_seconds", "Waited for data.")
+STEP_SECONDS = Histogram(
+    "muprover_trainer_step_seconds",
+    "Of one training step.",
+    buckets=[0.001 * 2**k for k in range(13)],
+)
+EXPORTS = Counter("muprover_trainer_exports", "Versions exported.")
+EXPORT_FAILURES = Counter("muprover_trainer_export_failures", "Versions that could not be written.")
+EXPORT_SECONDS = Counter("muprover_trainer_export_seconds", "Spent on exports and checkpoints.")
+VERSION = Gauge("muprover_trainer_exported_version", "Newest version exported.")
+
+
+def train(
+    game: Game,
+    *,
+    replay_buffer: str,
+    min_games: int,
+    saved_models: Path,
+    logdir: Path,
+    seed: int = 0,
+    metrics_port: int | None = None,
+    health_port: int | None = None,
+    num_devices: int = 1,
+    threads: int | None = None,
+    keep_exports: int = 5,
+) -> None:
+    """Trains until `training.max_steps`, SIGTERM or SIGINT; resumes from what `logdir` holds.
+
+    Exports a first version before it asks for data, so that self-play can begin.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    limit_threads(threads)
+    start_metrics(metrics_port)
+    health = HealthPort(health_port) if health_port is not None else None
+    trainer = Trainer(game, saved_models, logdir, seed, num_devices, keep_exports)
+    trainer.begin()
+    if health:
+        health.set_serving(True)
+    replay = RemoteReplayBuffer(replay_buffer, game.config)
+    try:
+        if trainer.await_games(replay, min_games, stop):
+            trainer.run(replay, stop)
+    finally:
+        if health:
+            health.close()
+        trainer.end()
+        replay.close()
+
+
+class Trainer:
+    """A run's training: its state, its checkpoints, its exports and its curves."""
+
+    def __init__(
+        self,
+        game: Game,
+        saved_models: Path,
+        logdir: Path,
+        seed: int,
+        num_devices: int = 1,
+        keep_exports: int = 5,
+    ) -> None:
+        self._game = game
+        self._options = game.config.training
+        self._seed = seed
+        self._training = Training(game, seed, mirrored_strategy(num_devices))
+        for folder in (saved_models, logdir):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SettingsError(f"cannot use folder {folder}: {error.strerror}") from None
+        self._checkpoints = self._training.checkpoint(logdir / "checkpoints")
+        self._exporter = Exporter(
+            self._training.network, game.config, saved_models, keep=keep_exports
+        )
+        self._writer = tf.summary.create_file_writer(str(logdir / "tensorboard"))
+        self._symmetries = Symmetries(game.config.game)
+        self._last_saved = -1
+
+    @property
+    def step(self) -> int:
+        return self._training.step
+
+    def begin(self) -> None:
+        """Restores the newest checkpoint, exports a version, compiles the step."""
+        restored = self._checkpoints.restore_or_initialize()
+        if restored:
+            log.info("resumed at training step %d from %s", self.step, restored)
+        with self._writer.as_default():
+            settings = self._game.config.model_dump(mode="json")
+            tf.summary.text("settings", f"```\n{json.dumps(settings, indent=2)}\n```", self.step)
+        self.export()
+        started = time.perf_counter()
+        self._compile()
+        log.info("training step compiled in %.1f s", time.perf_counter() - started)
+
+    def await_games(
+        self, replay: RemoteReplayBuffer, min_games: int, stop: threading.Event
+    ) -> bool:
+        """Waits until `min_games` are stored; False if told to stop before."""
+        announced = False
+        while not stop.is_set():
+            stats = replay.stats()
+            if stats.games >= min_games:
+                return True
+            if not announced:
+                log.info("waiting for %d games; %d are stored", min_games, stats.games)
+                announced = True
+            stop.wait(0.5)
+        return False
+
+    def run(self, replay: RemoteReplayBuffer, stop: threading.Event) -> None:
+        """Trains on the replay server's batches until the last step or `stop`."""
+        limit = self._options.max_steps
+        rng = np.random.default_rng([self._seed, self.step])
+        with _Prefetch(replay, self._options.batch_size, self._symmetries, rng) as batches:
+            while not stop.is_set() and (limit is None or self.step < limit):
+                batch = batches.get(stop)
+                if batch is None:
+                    break
+                self._one_step(batch, replay)
+            log.info("ending at training step %d", self.step)
+
+    def export(self) -> None:
+        """Saves a checkpoint, and then exports the version that came from it."""
+        started = time.perf_counter()
+        try:
+            self._save()
+            version = self._exporter.export(self.step, self._training.served_weights)
+        except (OSError, ExportError, tf.errors.OpError) as error:
+            EXPORT_FAILURES.inc()
+            log.error("training goes on, but nothing was exported: %s", error)
+            return
+        EXPORTS.inc()
+        VERSION.set(version)
+        EXPORT_SECONDS.inc(time.perf_counter() - started)
+        log.info("exported version %d of training step %d", version, self.step)
+
+    def end(self) -> None:
+        """Leaves a checkpoint of the last step, exported too."""
+        if self.step > self._last_saved:
+            self.export()
+        self._writer.close()
+
+    def _one_step(self, batch: Batch, replay: RemoteReplayBuffer) -> None:
+        started = time.perf_counter()
+        losses = self._training.update(batch)
+        STEP_SECONDS.observe(time.perf_counter() - started)
+        step = self.step
+        STEPS.set(step)
+        if self._game.config.replay.priority_exponent:
+            replay.update_priorities(batch.key, losses.value_error.numpy())
+        if step % LOG_INTERVAL == 0:
+            self._log_curves(step, losses, batch)
+        if step % self._options.export_interval == 0:
+            self.export()
+        elif step % self._options.checkpoint_interval == 0:
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                self._save()
+
+    def _save(self) -> None:
+        if self.step > self._last_saved:
+            self._checkpoints.save(self.step)
+            self._last_saved = self.step
+
+    def _compile(self) -> None:
+        """Compiles the step by running it once on a made-up batch, and takes that back."""
+        batch = example_batch(
+            self._game, self._options.batch_size, np.random.default_rng(self._seed)
+        )
+        self._training.compile(batch)
+
+    def _log_curves(self, step: int, losses: Losses, batch: Batch) -> None:
+        parts = {
+            name: float(getattr(losses, name)) for name in ("total", "reward", "value", "policy")
+        }
+        error = float(tf.reduce_mean(losses.value_error))
+        for part, loss in parts.items():
+            LOSS.labels(part).set(loss)
+        LEARNING_RATE.set(self._training.learning_rate)
+        ENTROPY.set(float(losses.policy_entropy))
+        VALUE_ERROR.set(error)
+        VALUE_BIAS.set(float(batch.target_value[:, 0].mean()))
+        curves: dict[str, Any] = {f"loss/{part}": loss for part, loss in parts.items()}
+        curves["learning_rate"] = self._training.learning_rate
+        curves["targets/policy_entropy"] = float(losses.policy_entropy)
+        curves["targets/value_mean"] = float(batch.target_value[:, 0].mean())
+        curves["value_error"] = error
+        with self._writer.as_default(step):
+            for name, value in curves.items():
+                tf.summary.scalar(name, value)
+        if step % (20 * LOG_INTERVAL) == 0:
+            log.info(
+                "step %d: loss %.4f (policy %.4f, value %.4f, reward %.4f)",
+                step,
+                *(parts[name] for name in ("total", "policy", "value", "reward")),
+            )
+            self._writer.flush()
+
+
+class _Prefetch:
+    """Batches fetched, and turned by random symmetries, while the step before is computed."""
+
+    def __init__(
+        self,
+        replay: RemoteReplayBuffer,
+        batch_size: int,
+        symmetries: Symmetries,
+        rng: np.random.Generator,
+    ) -> None:
+        self._source: Iterator[Batch] = replay.sample(batch_size)
+        self._symmetries = symmetries
+        self._rng = rng
+        self._ready: queue.Queue[Batch | Exception] = queue.Queue(2)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fetch, name="prefetch", daemon=True)
+
+    def __enter__(self) -> _Prefetch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ready.get_nowait()
+
+    def get(self, stop: threading.Event) -> Batch | None:
+        """The next batch; None if `stop` was set before there was one."""
+        started = time.perf_counter()
+        while not stop.is_set():
+            try:
+                batch = self._ready.get(timeout=0.25)
+            except queue.Empty:
+                continue
+            finally:
+                now = time.perf_counter()
+                BATCH_WAIT.inc(now - started)
+                started = now
+            if isinstance(batch, Exception):
+                raise batch
+            return batch
+        return None
+
+    def _fetch(self) -> None:
+        try:
+            for batch in self._source:
+                turned = self._symmetries.draw(batch, self._rng)
+                while not self._closed.is_set():
+                    with contextlib.suppress(queue.Full):
+                        self._ready.put(turned, timeout=0.25)
+                        break
+                if self._closed.is_set():
+                    return
+        except Exception as error:  # it is the training loop's to raise
+            self._ready.put(error)
+
+
+def mirrored_strategy(num_devices: int) -> tf.distribute.Strategy | None:
+    """A strategy over `num_devices` GPUs (or, without any, virtual CPU devices); None for one."""
+    if num_devices == 1:
+        return None
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    devices = tf.config.list_logical_devices(kind)
+    if len(devices) < num_devices:
+        raise SettingsError(
+            f"--num-devices {num_devices}, but TensorFlow sees {len(devices)} {kind} device(s)"
+        )
+    return tf.distribute.MirroredStrategy([device.name for device in devices[:num_devices]])
