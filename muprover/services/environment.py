@@ -5,6 +5,7 @@ as `Environments` does while the games are elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -91,8 +92,11 @@ class EnvironmentServicer(environment_pb2_grpc.EnvironmentServiceServicer):
         try:
             await worker.open(stream)
             async for request in requests:
-                await context.write(await self._answer(worker, stream, request))
-                GAMES.inc(-len(held) + len(held := held.union(request.rows)))
+                answer = await self._answer(worker, stream, request)
+                GAMES.dec(len(held))
+                held.update(request.rows)
+                GAMES.inc(len(held))
+                await context.write(answer)
         except RequestError as error:
             ERRORS.labels(error.code.name).inc()
             log.warning("stream of %s ends: %s: %s", context.peer(), error.code.name, error)
@@ -124,25 +128,37 @@ def serve(
 
     workers: processes that games are played in; 1: this one.
     """
-    game.make_environment().close()  # what is wrong with it shows before the port opens
     start_metrics(metrics_port)
-    make_worker: Callable[[Game, int], Worker] = Thread if workers == 1 else Process
-    games = max_games_per_stream(game.config.game)
 
     async def main(stop: asyncio.Event) -> None:
-        pool = [make_worker(game, games) for _ in range(workers)]
-        servicer = EnvironmentServicer(game, pool)
-        server = Server([SERVICE], port, host)
-        environment_pb2_grpc.add_EnvironmentServiceServicer_to_server(servicer, server.grpc)
-        async with server.running():
-            await asyncio.gather(*(worker.start() for worker in pool))
-            await server.set_serving(True)
-            log.info("game %s on port %d, %d workers", game.name, server.port, workers)
+        async with serving(game, port, workers=workers, host=host):
             await stop.wait()
-            servicer.end()
-        await asyncio.gather(*(worker.stop() for worker in pool))
 
     run_until_signal(main)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    game: Game, port: int, *, workers: int = 1, host: str = "[::]"
+) -> AsyncIterator[Server]:
+    """Serves `game` inside the `with`."""
+    game.make_environment().close()  # what is wrong with it shows before the port opens
+    make_worker: Callable[[Game, int], Worker] = Thread if workers == 1 else Process
+    pool = [make_worker(game, max_games_per_stream(game.config.game)) for _ in range(workers)]
+    servicer = EnvironmentServicer(game, pool)
+    server = Server([SERVICE], port, host)
+    environment_pb2_grpc.add_EnvironmentServiceServicer_to_server(servicer, server.grpc)
+    try:
+        async with server.running(grace=1.0):  # for answers; the games are lost anyway
+            await asyncio.gather(*(worker.start() for worker in pool))
+            await server.set_serving(True)
+            log.info("game %s on port %d, workers: %d", game.name, server.port, workers)
+            try:
+                yield server
+            finally:
+                servicer.end()
+    finally:
+        await asyncio.gather(*(worker.stop() for worker in pool))
 
 
 class RemoteEnvironments(Environments):
