@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from muprover.environment import Environment
 from muprover.evaluation.players import View
 
-EXPLORATION = 1.0  # of results between −1 and 1
+EXPLORATION = 1.4  # of results between −1 and 1
 
 
 class MCTSPlayer:
