@@ -79,21 +79,12 @@ class Store:
     def load(self, keep: Callable[[int, bytes], bool]) -> None:
         """Calls `keep(kind, bytes)` for each record, oldest first; it says whether to count it as
         a game. To be called once, before anything is appended."""
-        for file in self._files:
-            newest = file is self._files[-1]
-            length = file.path.stat().st_size
-            with file.path.open("rb") as stream:
-                for kind, data, end in _records(stream, file.path, length):
-                    file.games += keep(kind, data)
-                    file.size = end
-            excess = length - file.size
-            if excess and newest:
-                log.warning("%s: cut %d bytes of an unfinished write", file.path, excess)
-                os.truncate(file.path, file.size)
-            elif excess:
-                log.error("%s: the last %d bytes are damaged; skipped", file.path, excess)
-                file.size += excess
-        self._delete_forgotten()
+        try:
+            for file in self._files:
+                self._load(file, keep)
+            self._delete_forgotten()
+        except OSError as error:
+            raise StoreError(f"cannot read replay store {self._folder}: {error}") from None
 
     def append(self, records: Sequence[tuple[int, bytes]]) -> None:
         """Keeps (kind, bytes) records, all or none; they are on the disk when this returns.
@@ -131,6 +122,20 @@ class Store:
         if self._log is not None:
             self._log.close()
         self._lock.close()
+
+    def _load(self, file: _File, keep: Callable[[int, bytes], bool]) -> None:
+        length = file.path.stat().st_size
+        with file.path.open("rb") as stream:
+            for kind, data, end in _records(stream, file.path, length):
+                file.games += keep(kind, data)
+                file.size = end
+        excess = length - file.size
+        if excess and file is self._files[-1]:
+            log.warning("%s: cut %d bytes of an unfinished write", file.path, excess)
+            os.truncate(file.path, file.size)
+        elif excess:
+            log.error("%s: the last %d bytes are damaged; skipped", file.path, excess)
+            file.size = length
 
     def _newest(self) -> tuple[_File, IO[bytes]]:
         """The file to append to: another one once the newest is large for what is stored."""

@@ -70,7 +70,6 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         self._turns = Turns()
         self._commits = GroupCommit(replay, self._turns.notify)
         self._sample_clock, self._admit_clock = WaitClock(), WaitClock()
-        self._admits: dict[tuple[str, str], object] = {}  # the newest of each agent
         self._agents: dict[str, float] = {}  # when each was last heard of
         self._ending = False
         statistics = replay.buffer.statistics
@@ -124,23 +123,10 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         self, request: replay_pb2.AdmitRequest, context: Any
     ) -> replay_pb2.AdmitResponse:
         self._heard_of(request.agent)
-        caller, call = (context.peer(), request.agent), object()
-        older = caller in self._admits
-        self._admits[caller] = call
-        if older:
-            await self._turns.notify()
-        try:
-            await self._turns.wait(
-                lambda: self._ending or self._admits[caller] is not call or self._may_insert(),
-                self._admit_clock,
-                ADMIT_SECONDS,
-            )
-            newest = self._admits[caller] is call
-            admitted = newest and not self._ending and self._may_insert()
-            return replay_pb2.AdmitResponse(admitted=admitted)
-        finally:
-            if self._admits.get(caller) is call:
-                del self._admits[caller]
+        await self._turns.wait(
+            lambda: self._ending or self._may_insert(), self._admit_clock, ADMIT_SECONDS
+        )
+        return replay_pb2.AdmitResponse(admitted=not self._ending and self._may_insert())
 
     async def Sample(
         self, requests: AsyncIterator[replay_pb2.SampleRequest], context: Any
