@@ -1,7 +1,7 @@
 """Tells the author of an environment server, in words, what breaks the protocol: `check`.
 
 First what `Describe` says, then the answers to whole games; then, if these are sound, what builds
-on them: seeds, resets, several streams and games at once; last what a server must refuse.
+on them: seeds, what a server must refuse, resets, several streams and games at once.
 """
 
 from __future__ import annotations
@@ -105,8 +105,9 @@ class _Checker:
         groups = (
             [self._describe],
             [self._play],
-            [self._seeds, self._refusals],
-            [self._resets, self._streams, self._rows, self._batches],
+            [self._seeds],
+            [self._refusals, self._resets, self._streams, self._rows],
+            [self._batches],
         )
         for group in groups:
             found = [finding for rule in group for finding in rule()]
