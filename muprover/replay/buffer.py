@@ -139,14 +139,15 @@ class ReplayBuffer:
             row = self._starts.take("row", slots)
             ahead = self._starts.take("ahead", slots)
             rows = self._rows.slots(row[:, None] + np.minimum(self._steps, ahead[:, None]))
+            moves = np.ascontiguousarray(rows[:, :-1])
             self.counters.sampled_positions += batch_size
-            actions = self._rows.take("action", rows[:, :-1])
+            actions = self._rows.take("action", moves)
             over = actions < 0
             actions[over] = rng.integers(self._game.num_actions, size=np.count_nonzero(over))
             return Batch(
                 observation=self._stack(row, self._starts.take("past", slots)),
                 actions=actions,
-                target_reward=self._rows.take("reward", rows[:, :-1]),
+                target_reward=self._rows.take("reward", moves),
                 target_value=self._rows.take("value", rows),
                 target_policy=self._rows.take("policy", rows),
                 mask=self._rows.take("mask", rows),

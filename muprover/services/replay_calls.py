@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPT_SECONDS = 30.0
 POLL_SECONDS = 0.2  # between two looks at `stop`
-PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before a call is tried again
+PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds before a call is tried again
 IN_FLIGHT = 2  # batches asked for, so that the server has always one to work on
 
 
@@ -121,7 +121,7 @@ class Patience:
         self._tries += 1
         if not error.is_transient or self.left <= pause or self._closed.is_set():
             raise error
-        if self._tries in (2, len(PAUSES)):
+        if self._tries in (2, 20):
             log.warning("%s; trying again for %.0f s", error, self.left)
         if self._stop.wait(pause):
             raise error
