@@ -15,7 +15,7 @@ from muprover.game import Game
 from muprover.policy import Policy, PolicyOutput
 from muprover.services.client import ServiceError
 
-Seat = Literal["first", "second", "both", "none"]
+Seat = Literal["first", "second", "both", "watch"]
 
 HELP = """\
 A move is what the list of moves calls it. Besides there are:
@@ -42,7 +42,7 @@ def run(
     """Plays in the terminal until the person leaves; answers an exit status.
 
     The agent is the one on the server `network`, or the one that `load` loads. seat: that the
-    person takes; `both`: and the agent none; `none`: the person watches.
+    person takes; `both`: and the agent none; `watch`: neither.
     """
     with ExitStack() as clients:
         try:
@@ -98,11 +98,11 @@ class Session:
     ) -> None:
         if game.config.game.num_players == 1 and seat in ("second", "both"):
             raise SettingsError(
-                f"{game.name} has one player: take the first seat to play, none to watch"
+                f"{game.name} has one player: take the first seat to play, or watch"
             )
         self._game = game
         self._policy = policy
-        self._seats: set[int] = {"first": {0}, "second": {1}, "both": {0, 1}, "none": set()}[seat]
+        self._seats: set[int] = {"first": {0}, "second": {1}, "both": {0, 1}, "watch": set()}[seat]
         self._num_simulations = num_simulations
         self._rng = rng
         self._read = read

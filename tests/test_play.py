@@ -118,7 +118,7 @@ def test_a_new_game_begins_when_asked_for():
 
 
 def test_watching_shows_move_after_move():
-    text = evening(*[""] * 7, "quit", seat="none")
+    text = evening(*[""] * 7, "quit", seat="watch")
     assert text.count("agent: ") == 7
     assert "The first player wins." in text
 
@@ -137,7 +137,7 @@ def test_a_draw_is_called_so():
 def test_a_game_of_one_player_ends_with_its_return():
     game = load_game("cartpole", overrides=["game.max_moves=3"])
     assert "over after 3 moves; return 3." in evening("0", "1", "0", "quit", game=game)
-    assert "over after 3 moves; return 3." in evening("", "", "", "quit", game=game, seat="none")
+    assert "over after 3 moves; return 3." in evening("", "", "", "quit", game=game, seat="watch")
     with pytest.raises(SettingsError, match="has one player"):
         Session(game, first_legal, "second", 5, np.random.default_rng(0))
 
