@@ -1,4 +1,4 @@
-"""SavedModel versions: a network and its search, as TensorFlow Serving or MuProver's server runs them.
+"""SavedModel versions: a network and its search, as a network server runs them.
 
 A version is a folder `<model_dir>/<N>`, which appears whole or not at all: it is written as
 `.tmp-…` beside its place, synced, then renamed. Versions of one `Exporter` share their graph, byte
@@ -133,6 +133,10 @@ class Exporter:
             "graph_hash": model.graph_hash(),
             "contract": config.contract,
             "weights": self._keys,
+            "functions": {
+                name: [spec.name for spec in specs]
+                for name, specs in input_specs(config, network.hidden_shape).items()
+            },
             "sha256": {
                 name: hashlib.sha256(data).hexdigest() for name, data in self._files.items()
             },
@@ -389,5 +393,5 @@ def _explain(error: Exception, model_dir: Path) -> str:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or isinstance(error, tf.errors.ResourceExhaustedError):
         return f"no version written: no space left for it in {model_dir}"
-    reason = error.strerror if isinstance(error, OSError) else error.message
+    reason = error.strerror if isinstance(error, OSError) else error
     return f"no version written in {model_dir}: {reason}"

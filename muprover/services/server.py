@@ -20,7 +20,7 @@ SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent share
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -32,11 +32,20 @@ class PortError(OSError):
 
 
 class Server:
-    """A gRPC server with health and reflection; NOT_SERVING until `set_serving(True)`."""
+    """A gRPC server with health and reflection; NOT_SERVING until `set_serving(True)`.
 
-    def __init__(self, services: Sequence[str], port: int, host: str = "[::]") -> None:
+    Its health has an entry for each of its services, and for each of `health_names`.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[str],
+        port: int,
+        host: str = "[::]",
+        health_names: Sequence[str] = (),
+    ) -> None:
         self.grpc = grpc.aio.server(options=SERVER_OPTIONS)
-        self._services = services
+        self._health_names = ("", *services, *health_names)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         reflection.enable_server_reflection(
@@ -53,8 +62,8 @@ class Server:
 
     async def set_serving(self, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.ServingStatus
-        for service in ("", *self._services):
-            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+        for name in self._health_names:
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     @contextlib.asynccontextmanager
     async def running(self, grace: float = 5.0) -> AsyncIterator[None]:

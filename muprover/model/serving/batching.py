@@ -1,0 +1,325 @@
+"""Batches across clients: requests wait while the cores are busy, and then run together.
+
+Nobody waits for company: a thread that is free takes what is there. Requests share a batch if they
+ask the same function of the same version for the same number of simulations (a batch runs to the
+most of its rows). Rows do not depend on each other, so a batch that is padded to a compiled size
+answers what each request would have been answered alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from muprover.model.serving.batch_sizes import Plan
+from muprover.model.serving.errors import ServingError, as_serving_error, refuse
+from muprover.model.serving.metrics import Metrics
+from muprover.model.serving.versions import Function, LoadedVersion, example_rows
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+
+DEFAULT_MAX_ROWS = 4096
+COMPILING_NICENESS = 10
+
+
+@dataclass(frozen=True)
+class BatchingOptions:
+    """What a `batching.config` says."""
+
+    max_rows: int = DEFAULT_MAX_ROWS  # of one request, and of one batch
+    timeout: float = 0.0  # seconds that a batch which is not full waits for more
+    max_batches: int = 64  # waiting in one queue
+    num_threads: int = 1
+    allowed_sizes: tuple[int, ...] = ()  # empty: learned from what clients send
+
+
+@dataclass(eq=False)
+class Task:
+    """One request's rows."""
+
+    inputs: Mapping[str, Array]
+    rows: int
+    outputs: Sequence[str]
+    deadline: float | None  # of the monotonic clock
+    arrived: float = field(default_factory=time.monotonic)
+    answer: Future[dict[str, Any]] = field(default_factory=Future)
+
+
+class Key(NamedTuple):
+    """What tasks that may share a batch have in common."""
+
+    version: LoadedVersion
+    function: Function
+    num_simulations: int
+
+
+class Batch(NamedTuple):
+    key: Key
+    tasks: list[Task]
+    size: int
+
+
+class Batcher:
+    """Runs requests on `options.num_threads` threads, and compiles on one more."""
+
+    def __init__(self, options: BatchingOptions, metrics: Metrics) -> None:
+        self._options = options
+        self._metrics = metrics
+        self._queues: dict[Key, deque[Task]] = {}
+        self._lock = threading.Lock()
+        self._may_run = threading.Condition(self._lock)
+        self._may_compile = threading.Condition(self._lock)
+        self._closed = False
+        self._to_compile: deque[tuple[Key, int]] = deque()
+        names = [f"batch-{i}" for i in range(options.num_threads)]
+        self._threads = [threading.Thread(target=self._work, name=name) for name in names]
+        self._threads.append(threading.Thread(target=self._compile, name="compile"))
+        for thread in self._threads:
+            thread.daemon = True
+            thread.start()
+
+    @property
+    def max_rows(self) -> int:
+        return self._options.max_rows
+
+    def submit(
+        self,
+        version: LoadedVersion,
+        function: Function,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        deadline: float | None = None,
+    ) -> Future[dict[str, Any]]:
+        """The wanted outputs by name, later; inputs have the batch first, all the same."""
+        key = Key(version, function, _most_simulations(inputs))
+        rows = len(next(iter(inputs.values()))) if function.sizes is not None else 1
+        task = Task(inputs, rows, outputs, deadline)
+        if function.sizes is not None and rows > self._options.max_rows:
+            refuse(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"Task size {rows} is larger than maximum input batch size "
+                f"{self._options.max_rows}",
+            )
+        with self._lock:
+            if self._closed:
+                refuse(grpc.StatusCode.UNAVAILABLE, "The server is shutting down")
+            queue = self._queues.setdefault(key, deque())
+            if len(queue) and self._is_full(queue, rows):
+                refuse(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "The batch scheduling queue to which this task was submitted is full",
+                )
+            queue.append(task)
+            self._may_run.notify()
+        return task.answer
+
+    def close(self) -> None:
+        """Runs what is waiting, then ends the threads."""
+        with self._lock:
+            self._closed = True
+            self._may_run.notify_all()
+            self._may_compile.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=60)
+
+    def _is_full(self, queue: deque[Task], rows: int) -> bool:
+        waiting = sum(task.rows for task in queue) + rows
+        return waiting > self._options.max_batches * self._options.max_rows
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                batch, wait = self._take()
+                while batch is None:
+                    if self._closed and not self._queues:
+                        self._may_compile.notify()  # for it may end as well
+                        return
+                    self._may_run.wait(wait)
+                    batch, wait = self._take()
+            self._run(batch)
+
+    def _take(self) -> tuple[Batch | None, float | None]:
+        """The batch whose first task has waited longest; if there is none, how long to wait."""
+        chosen: tuple[float, Key, Plan] | None = None
+        wait = None
+        now = time.monotonic()
+        for key in list(self._queues):
+            queue = self._queues[key]
+            _drop_lost(queue, now)
+            if not queue:
+                del self._queues[key]
+                continue
+            left = self._seconds_until_due(queue, now)
+            if left > 0:
+                wait = left if wait is None else min(wait, left)
+                continue
+            plan = self._plan(key, queue)
+            if plan is not None and (chosen is None or queue[0].arrived < chosen[0]):
+                chosen = queue[0].arrived, key, plan
+        return (None, wait) if chosen is None else (self._pop(chosen[1], chosen[2]), None)
+
+    def _seconds_until_due(self, queue: deque[Task], now: float) -> float:
+        """Before a batch that is not full may run."""
+        if not self._options.timeout or self._closed:
+            return 0.0
+        if sum(task.rows for task in queue) >= self._options.max_rows:
+            return 0.0
+        return queue[0].arrived + self._options.timeout - now
+
+    def _plan(self, key: Key, queue: deque[Task]) -> Plan | None:
+        """How many tasks to take and the size to run at; None until that is compiled."""
+        sizes = key.function.sizes
+        if sizes is None:
+            return Plan(1, 1)
+        plan = sizes.plan([task.rows for task in queue])
+        if plan is None:
+            self._request_compilation(key, sizes.target(queue[0].rows))
+        return plan
+
+    def _pop(self, key: Key, plan: Plan) -> Batch:
+        queue = self._queues[key]
+        if key.function.sizes is not None:
+            key.function.sizes.observe([task.rows for task in queue], plan)
+            wanted = key.function.sizes.wanted()
+            if wanted is not None:
+                self._request_compilation(key, wanted)
+        tasks = [queue.popleft() for _ in range(plan.num_requests)]
+        if queue:
+            self._may_run.notify()  # another thread may take the rest
+        else:
+            del self._queues[key]
+        return Batch(key, tasks, plan.size)
+
+    def _request_compilation(self, key: Key, size: int) -> None:
+        if any(k.function is key.function and s == size for k, s in self._to_compile):
+            return
+        self._to_compile.append((key, size))
+        self._may_compile.notify()
+
+    def _run(self, batch: Batch) -> None:
+        """Answers the tasks of a batch, with outputs or with what went wrong."""
+        began = time.monotonic()
+        tasks = [task for task in batch.tasks if task.answer.set_running_or_notify_cancel()]
+        if not tasks:
+            return
+        for task in tasks:
+            self._metrics.queue_seconds.observe(began - task.arrived)
+        try:
+            answers = _execute(batch.key, tasks, batch.size)
+        except BaseException as error:
+            if not isinstance(error, (ServingError, tf.errors.OpError)):
+                log.exception("%s failed", batch.key.function.name)
+            for task in tasks:
+                task.answer.set_exception(_explain(error))
+            return
+        for task, answer in zip(tasks, answers, strict=True):
+            task.answer.set_result(answer)
+        self._count(batch, tasks)
+
+    def _count(self, batch: Batch, tasks: Sequence[Task]) -> None:
+        name, rows = batch.key.function.name, sum(task.rows for task in tasks)
+        self._metrics.batches.labels(name).inc()
+        self._metrics.batch_rows.labels(name).inc(max(rows, batch.size))
+        self._metrics.padded_rows.labels(name).inc(max(0, batch.size - rows))
+        asked = (
+            task.inputs["num_simulations"].sum() for task in tasks if batch.key.num_simulations
+        )
+        self._metrics.simulations.inc(max(0, int(sum(asked))))
+
+    def _compile(self) -> None:
+        """The compiling thread: gives way to those that serve."""
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COMPILING_NICENESS)
+        while True:
+            with self._lock:
+                while not self._to_compile:
+                    if self._closed and not self._queues:
+                        return
+                    self._may_compile.wait()
+                key, size = self._to_compile[0]
+            try:
+                seconds = key.version.program.compile(key.function, key.version.weights, size)
+                self._metrics.compile_seconds.inc(seconds)
+            except Exception as error:
+                log.exception("compiling %s for %d rows failed", key.function.name, size)
+                self._fail(key, error)
+            with self._lock:
+                self._to_compile.popleft()
+                self._may_run.notify_all()
+
+    def _fail(self, key: Key, error: Exception) -> None:
+        with self._lock:
+            tasks = self._queues.pop(key, ())
+        for task in tasks:
+            if task.answer.set_running_or_notify_cancel():
+                task.answer.set_exception(_explain(error))
+
+
+def _execute(key: Key, tasks: Sequence[Task], size: int) -> list[dict[str, Any]]:
+    """The outputs that each task wants."""
+    function = key.function
+    if function.sizes is None:
+        outputs = function.run(key.version.weights, tasks[0].inputs)
+        return [{name: outputs[name].numpy() for name in tasks[0].outputs}]
+    definition = key.version.program.signature_defs[function.name]
+    padding = size - sum(task.rows for task in tasks)
+    inputs = {}
+    for name in function.inputs:
+        parts = [task.inputs[name] for task in tasks]
+        if padding:
+            parts.append(example_rows(name, definition.inputs[name], padding))
+        inputs[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    outputs = function.run(key.version.weights, inputs)
+    wanted = {name for task in tasks for name in task.outputs}
+    arrays = {name: outputs[name].numpy() for name in wanted}
+    answers, start = [], 0
+    for task in tasks:
+        rows = slice(start, start + task.rows)
+        answers.append({name: arrays[name][rows] for name in task.outputs})
+        start += task.rows
+    return answers
+
+
+def _drop_lost(queue: deque[Task], now: float) -> None:
+    """Forgets tasks that nobody waits for any more."""
+    lost = [
+        task
+        for task in queue
+        if task.answer.cancelled() or (task.deadline is not None and task.deadline < now)
+    ]
+    for task in lost:
+        queue.remove(task)
+        if task.answer.set_running_or_notify_cancel():
+            task.answer.set_exception(
+                ServingError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    "Run() timeout exceeded while waiting in batching queue",
+                )
+            )
+
+
+def _most_simulations(inputs: Mapping[str, Array]) -> int:
+    asked = inputs.get("num_simulations")
+    return int(asked.max()) if asked is not None and asked.size else 0
+
+
+def _explain(error: BaseException) -> ServingError:
+    if isinstance(error, tf.errors.OpError):
+        codes = {code.value[0]: code for code in grpc.StatusCode}
+        return ServingError(codes.get(error.error_code, grpc.StatusCode.INTERNAL), error.message)
+    return as_serving_error(error)

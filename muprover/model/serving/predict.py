@@ -1,0 +1,368 @@
+"""gRPC: `PredictionService` and `ModelService`, code for code as TensorFlow Serving answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grpc
+import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from muprover.model.serving.batching import Batcher
+from muprover.model.serving.errors import ServingError, as_serving_error, refuse
+from muprover.model.serving.manager import Manager
+from muprover.model.serving.metrics import Metrics
+from muprover.model.serving.versions import LoadedVersion
+from muprover.serving_config import model_settings
+from muprover.tensors import TensorError, from_tensor_proto
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+
+PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+MODEL_SERVICE = "tensorflow.serving.ModelService"
+DEFAULT_SIGNATURE = "serving_default"
+RELOAD_SECONDS = 600.0  # at most
+
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT
+_TYPED_FIELDS = {
+    tf.float32: "float_val",
+    tf.float64: "double_val",
+    tf.int32: "int_val",
+    tf.int64: "int64_val",
+    tf.uint8: "int_val",
+    tf.bool: "bool_val",
+    tf.uint32: "uint32_val",
+    tf.uint64: "uint64_val",
+}
+
+
+class Query(NamedTuple):
+    """A request, checked against the version that is to answer it."""
+
+    version: LoadedVersion
+    signature: str
+    inputs: dict[str, Array]
+    outputs: list[str]
+
+
+class Predictor:
+    """Answers predictions, whatever protocol they came by."""
+
+    def __init__(
+        self, manager: Manager, batcher: Batcher, metrics: Metrics, as_content: bool = False
+    ) -> None:
+        self._manager = manager
+        self._batcher = batcher
+        self._metrics = metrics
+        self._as_content = as_content
+
+    def resolve(self, request: Any) -> LoadedVersion:
+        """The version that a request's `model_spec` means."""
+        if not request.HasField("model_spec"):
+            refuse(_INVALID, "Missing ModelSpec")
+        spec = request.model_spec
+        version = spec.version.value if spec.HasField("version") else None
+        return self._manager.get(spec.name, version, spec.version_label)
+
+    async def run(self, query: Query, timeout: float | None) -> dict[str, Array]:
+        """The outputs of a query by name, within `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        function = query.version.program.function(query.signature)
+        future = self._batcher.submit(
+            query.version, function, query.inputs, query.outputs, deadline
+        )
+        return await asyncio.wrap_future(future)
+
+    async def predict(
+        self, request: predict_pb2.PredictRequest, timeout: float | None, entrypoint: str = "GRPC"
+    ) -> predict_pb2.PredictResponse:
+        """Raises `ServingError`."""
+        began, status = time.perf_counter(), "OK"
+        try:
+            query = self._check(request)
+            outputs = await self.run(query, timeout)
+            return self._response(request.model_spec.name, query, outputs)
+        except Exception as error:
+            refusal = as_serving_error(error)
+            status = refusal.code.name
+            if refusal.code is grpc.StatusCode.INTERNAL:
+                log.exception("prediction failed")
+            raise refusal from None
+        finally:
+            model = request.model_spec.name if status == "OK" else ""  # names from outside: no
+            self._metrics.count_request(model, status, entrypoint, time.perf_counter() - began)
+
+    def _check(self, request: predict_pb2.PredictRequest) -> Query:
+        version = self.resolve(request)
+        signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        definition = version.program.signature_defs.get(signature)
+        if definition is None:
+            refuse(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f'Serving signature key "{signature}" not found.',
+            )
+        _check_names(set(request.inputs), set(definition.inputs))
+        inputs = {
+            name: _decode(name, tensor, definition.inputs[name], self._batcher.max_rows)
+            for name, tensor in request.inputs.items()
+        }
+        if version.program.function(signature).sizes is not None:
+            _check_rows(inputs)
+        return Query(version, signature, inputs, _outputs(request, definition))
+
+    def _response(
+        self, model: str, query: Query, outputs: Mapping[str, Array]
+    ) -> predict_pb2.PredictResponse:
+        response = predict_pb2.PredictResponse()
+        response.model_spec.name = model
+        response.model_spec.version.value = query.version.number
+        response.model_spec.signature_name = query.signature
+        for name, array in outputs.items():
+            response.outputs[name].CopyFrom(encode(array, self._as_content))
+        return response
+
+
+class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
+    """`tensorflow.serving.PredictionService`: Predict and GetModelMetadata."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    async def Predict(self, request: Any, context: Any) -> Any:
+        try:
+            return await self._predictor.predict(request, context.time_remaining())
+        except ServingError as error:
+            await context.abort(error.code, error.details)
+
+    async def GetModelMetadata(self, request: Any, context: Any) -> Any:
+        try:
+            return get_metadata(self._predictor, request)
+        except ServingError as error:
+            await context.abort(error.code, error.details)
+
+    async def Classify(self, request: Any, context: Any) -> Any:
+        await _unimplemented("Classify", context)
+
+    async def Regress(self, request: Any, context: Any) -> Any:
+        await _unimplemented("Regress", context)
+
+    async def MultiInference(self, request: Any, context: Any) -> Any:
+        await _unimplemented("MultiInference", context)
+
+    async def PredictStreamed(self, request_iterator: Any, context: Any) -> Any:
+        await _unimplemented("PredictStreamed", context)
+
+
+class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
+    """`tensorflow.serving.ModelService`: what is served, and a change of that."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    async def GetModelStatus(self, request: Any, context: Any) -> Any:
+        try:
+            return get_status(self._manager, request)
+        except ServingError as error:
+            await context.abort(error.code, error.details)
+
+    async def HandleReloadConfigRequest(self, request: Any, context: Any) -> Any:
+        """The response tells what went wrong, and the call fails with the same code."""
+        remaining = context.time_remaining()
+        timeout = RELOAD_SECONDS if remaining is None else min(remaining, RELOAD_SECONDS)
+        response = model_management_pb2.ReloadConfigResponse()
+        try:
+            if request.config.WhichOneof("config") != "model_config_list":
+                refuse(
+                    _INVALID,
+                    "ServerModelConfig type not supported by HandleReloadConfigRequest."
+                    " Only ModelConfigList is currently supported",
+                )
+            _check_platforms(request.config)
+            models = model_settings(request.config)
+            await asyncio.to_thread(self._manager.reload, models, timeout)
+        except Exception as error:
+            refusal = as_serving_error(error)
+            log.error("configuration not reloaded: %s", refusal)
+            response.status.error_code = refusal.number
+            response.status.error_message = refusal.details
+            context.set_code(refusal.code)
+            context.set_details(refusal.details)
+        return response
+
+
+def get_metadata(predictor: Predictor, request: Any) -> Any:
+    """`GetModelMetadata`; raises `ServingError`."""
+    if not request.HasField("model_spec"):
+        refuse(_INVALID, "Missing ModelSpec")
+    if not request.metadata_field:
+        refuse(_INVALID, "GetModelMetadataRequest must specify at least one metadata_field")
+    for name in request.metadata_field:
+        if name != "signature_def":
+            refuse(_INVALID, f"Metadata field {name} is not supported")
+    version = predictor.resolve(request)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    for name, definition in version.program.signature_defs.items():
+        signatures.signature_def[name].CopyFrom(definition)
+    response = get_model_metadata_pb2.GetModelMetadataResponse()
+    response.model_spec.name = request.model_spec.name
+    response.model_spec.version.value = version.number
+    response.metadata["signature_def"].Pack(signatures)
+    return response
+
+
+def get_status(manager: Manager, request: Any) -> Any:
+    """`GetModelStatus`; raises `ServingError`."""
+    if not request.HasField("model_spec"):
+        refuse(_INVALID, "Missing ModelSpec")
+    spec = request.model_spec
+    version = spec.version.value if spec.HasField("version") else None
+    response = get_model_status_pb2.GetModelStatusResponse()
+    for status in manager.statuses(spec.name, version):
+        entry = response.model_version_status.add(version=status.version, state=int(status.state))
+        entry.status.error_code = status.error.number if status.error else 0
+        entry.status.error_message = status.error.details if status.error else ""
+    return response
+
+
+def encode(array: Array, as_content: bool) -> tensor_pb2.TensorProto:
+    """A `TensorProto`, in raw bytes (`as_content`) or typed fields."""
+    if array.dtype == object:
+        proto: tensor_pb2.TensorProto = tf.make_tensor_proto(array)
+        return proto
+    dtype = tf.dtypes.as_dtype(array.dtype)
+    shape = tensor_shape_pb2.TensorShapeProto(
+        dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in array.shape]
+    )
+    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=shape)
+    field = _TYPED_FIELDS.get(dtype)
+    if as_content or field is None:
+        proto.tensor_content = array.tobytes()
+    else:
+        getattr(proto, field).extend(array.ravel().tolist())
+    return proto
+
+
+def _decode(name: str, tensor: tensor_pb2.TensorProto, info: Any, max_rows: int) -> Array:
+    """The array of an input. Its shape is checked before memory is taken for it."""
+    if tensor.dtype != info.dtype:
+        expected, given = (_dtype_name(dtype) for dtype in (info.dtype, tensor.dtype))
+        refuse(_INVALID, f"input {name} must be {expected}, but {given} is provided")
+    given_shape = [dim.size for dim in tensor.tensor_shape.dim]
+    shape = [dim.size for dim in info.tensor_shape.dim]
+    fits = info.tensor_shape.unknown_rank or (
+        len(given_shape) == len(shape)
+        and all(want in (-1, n) for want, n in zip(shape, given_shape, strict=True))
+    )
+    if not fits:
+        wanted = ",".join("?" if n < 0 else str(n) for n in shape)
+        refuse(_INVALID, f"input {name} must have shape [{wanted}], given {given_shape}")
+    if (
+        not tensor.tensor_content
+        and given_shape
+        and math.prod(given_shape) > _most(shape, max_rows)
+    ):
+        refuse(
+            _INVALID,
+            f"Task size {given_shape[0]} is larger than maximum input batch size {max_rows}",
+        )
+    try:
+        return from_tensor_proto(tensor, name)
+    except TensorError:
+        return _decode_slowly(name, tensor)
+
+
+def _decode_slowly(name: str, tensor: tensor_pb2.TensorProto) -> Array:
+    """Strings, and types that no game sends."""
+    try:
+        array: Array = tf.make_ndarray(tensor)
+    except (ValueError, TypeError):
+        refuse(_INVALID, f"tensor parsing error: {name}")
+    return array
+
+
+def _most(shape: Sequence[int], max_rows: int) -> int:
+    """The elements that an input of this shape may have."""
+    return math.prod(max_rows if n < 0 else n for n in shape) if shape else 1 << 20
+
+
+def _check_names(given: set[str], expected: set[str]) -> None:
+    extra, missing = sorted(given - expected), sorted(expected - given)
+    if len(given) != len(expected):
+        refuse(
+            _INVALID,
+            f"input size does not match signature: {len(given)}!={len(expected)} "
+            f"len({{{','.join(sorted(given))}}}) != len({{{','.join(sorted(expected))}}}). "
+            f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}.",
+        )
+    if extra:
+        refuse(
+            _INVALID,
+            f"input tensor alias not found in signature: {extra[0]}. Inputs expected to be in the "
+            f"set {{{','.join(sorted(expected))}}}.",
+        )
+
+
+def _check_rows(inputs: Mapping[str, Array]) -> None:
+    sizes = {len(array) for array in inputs.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        refuse(
+            _INVALID,
+            "Batching Run() input tensors must have equal 0th-dimension size, above 0; given "
+            + ", ".join(f"{name}: {len(array)}" for name, array in sorted(inputs.items())),
+        )
+
+
+def _outputs(request: predict_pb2.PredictRequest, definition: Any) -> list[str]:
+    """The outputs that a request wants: by default all."""
+    wanted = list(request.output_filter)
+    for i, name in enumerate(wanted):
+        if name not in definition.outputs:
+            refuse(
+                _INVALID,
+                f"output tensor alias not found in signature: {name} Outputs expected to be in "
+                f"the set {{{','.join(sorted(definition.outputs))}}}.",
+            )
+        if name in wanted[:i]:
+            refuse(_INVALID, f"duplicate output tensor alias: {name}")
+    return wanted or sorted(definition.outputs)
+
+
+def _check_platforms(config: Any) -> None:
+    for entry in config.model_config_list.config:
+        if not entry.model_platform and not entry.model_type:
+            refuse(_INVALID, "Illegal setting neither model_type(deprecated) nor model_platform.")
+        if entry.model_platform not in ("", "tensorflow"):
+            refuse(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "Cannot transition to requested model platform. It is only legal to transition to "
+                "the same model platform.",
+            )
+
+
+def _dtype_name(number: int) -> str:
+    try:
+        return str(tf.dtypes.as_dtype(number).name)
+    except (TypeError, KeyError):
+        return f"type {number}"
+
+
+async def _unimplemented(method: str, context: Any) -> None:
+    await context.abort(
+        grpc.StatusCode.UNIMPLEMENTED, f"{method} is not for models of MuProver; use Predict"
+    )
