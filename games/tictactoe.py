@@ -78,7 +78,9 @@ def make_config() -> Config:
         ),
         search=SearchConfig(num_simulations=25, max_num_simulations=100, dirichlet_alpha=1.0),
         network=MLPConfig(hidden_size=64),
-        training=TrainingConfig(batch_size=512, num_unroll_steps=5, td_steps=9, ema_decay=0.999),
+        training=TrainingConfig(
+            batch_size=512, num_unroll_steps=5, td_steps=9, learning_rate=6e-3, ema_decay=0.999
+        ),
         replay=ReplayConfig(max_size=100_000, min_size_to_sample=5_000),
         self_play=SelfPlayConfig(
             games_per_agent=128, random_opening_fraction=0.5, random_opening_moves=6

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from muprover.replay import Batch
 from muprover.services.health import HealthPort
 from muprover.services.replay import RemoteReplayBuffer
 from muprover.services.server import start_metrics
+from muprover.services.waiting import Stopped
 from muprover.symmetries import Symmetries
 
 log = logging.getLogger(__name__)
@@ -82,6 +81,8 @@ def train(
     try:
         if trainer.await_games(replay, min_games, stop):
             trainer.run(replay, stop)
+    except Stopped:
+        pass
     finally:
         if health:
             health.close()
@@ -141,7 +142,7 @@ class Trainer:
         """Waits until `min_games` are stored; False if told to stop before."""
         announced = False
         while not stop.is_set():
-            stats = replay.stats()
+            stats = replay.stats(stop)
             if stats.games >= min_games:
                 return True
             if not announced:
@@ -154,13 +155,15 @@ class Trainer:
         """Trains on the replay server's batches until the last step or `stop`."""
         limit = self._options.max_steps
         rng = np.random.default_rng([self._seed, self.step])
-        with _Prefetch(replay, self._options.batch_size, self._symmetries, rng) as batches:
+        with contextlib.closing(replay.sample(self._options.batch_size, stop=stop)) as batches:
             while not stop.is_set() and (limit is None or self.step < limit):
-                batch = batches.get(stop)
+                started = time.perf_counter()
+                batch = next(batches, None)
+                BATCH_WAIT.inc(time.perf_counter() - started)
                 if batch is None:
                     break
-                self._one_step(batch, replay)
-            log.info("ending at training step %d", self.step)
+                self._one_step(self._symmetries.draw(batch, rng), replay)
+        log.info("ending at training step %d", self.step)
 
     def export(self) -> None:
         """Saves a checkpoint, and then exports the version that came from it."""
@@ -237,64 +240,6 @@ class Trainer:
                 *(parts[name] for name in ("total", "policy", "value", "reward")),
             )
             self._writer.flush()
-
-
-class _Prefetch:
-    """Batches fetched, and turned by random symmetries, while the step before is computed."""
-
-    def __init__(
-        self,
-        replay: RemoteReplayBuffer,
-        batch_size: int,
-        symmetries: Symmetries,
-        rng: np.random.Generator,
-    ) -> None:
-        self._source: Iterator[Batch] = replay.sample(batch_size)
-        self._symmetries = symmetries
-        self._rng = rng
-        self._ready: queue.Queue[Batch | Exception] = queue.Queue(2)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._fetch, name="prefetch", daemon=True)
-
-    def __enter__(self) -> _Prefetch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closed.set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._ready.get_nowait()
-
-    def get(self, stop: threading.Event) -> Batch | None:
-        """The next batch; None if `stop` was set before there was one."""
-        started = time.perf_counter()
-        while not stop.is_set():
-            try:
-                batch = self._ready.get(timeout=0.25)
-            except queue.Empty:
-                continue
-            finally:
-                now = time.perf_counter()
-                BATCH_WAIT.inc(now - started)
-                started = now
-            if isinstance(batch, Exception):
-                raise batch
-            return batch
-        return None
-
-    def _fetch(self) -> None:
-        try:
-            for batch in self._source:
-                turned = self._symmetries.draw(batch, self._rng)
-                while not self._closed.is_set():
-                    with contextlib.suppress(queue.Full):
-                        self._ready.put(turned, timeout=0.25)
-                        break
-                if self._closed.is_set():
-                    return
-        except Exception as error:  # it is the training loop's to raise
-            self._ready.put(error)
 
 
 def mirrored_strategy(num_devices: int) -> tf.distribute.Strategy | None:

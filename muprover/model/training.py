@@ -74,12 +74,12 @@ class Training:
                 if self._options.ema_decay
                 else weights
             )
-        self._gradients = tf.function(self._compute_gradients, jit_compile=True)
+        self._gradients = tf.function(self._compute_gradients, jit_compile=True, autograph=False)
         self._several = self._strategy.num_replicas_in_sync > 1
         self._update = (
-            tf.function(self._distributed_update)
+            tf.function(self._distributed_update, autograph=False)
             if self._several
-            else tf.function(self._single_update, jit_compile=True)
+            else tf.function(self._single_update, jit_compile=True, autograph=False)
         )
 
     @property

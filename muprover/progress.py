@@ -1,0 +1,232 @@
+"""How a local run is going: read from its components' metrics, shown to whoever watches."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RATE_SECONDS = 15.0  # over which rates are averaged
+Metrics = dict[str, float]
+
+
+@dataclass
+class Snapshot:
+    """What is known at one moment; None where no component has said so yet."""
+
+    seconds: float  # of the run, earlier sessions included
+    games: float | None = None
+    moves: float | None = None
+    simulations: float | None = None
+    steps: float | None = None
+    loss: float | None = None
+    samples_per_insert: float | None = None
+    model_version: float | None = None
+    model_age: float | None = None
+    rates: dict[str, float] = field(default_factory=dict)  # a second, by the names above
+    evaluation: dict[str, Any] = field(default_factory=dict)  # the newest
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Names and figures, for people."""
+        return [
+            ("games", f"{_count(self.games)} ({self._rate('games')})"),
+            ("moves", self._rate("moves")),
+            ("simulations", self._rate("simulations")),
+            ("training steps", f"{_count(self.steps)} ({self._rate('steps')})"),
+            ("loss", "-" if self.loss is None else f"{self.loss:.3f}"),
+            ("samples per insert", _number(self.samples_per_insert)),
+            ("served model", self._model()),
+            ("evaluation", describe_evaluation(self.evaluation)),
+        ]
+
+    def _rate(self, name: str) -> str:
+        rate = self.rates.get(name)
+        return "-/s" if rate is None else f"{_count(rate)}/s"
+
+    def _model(self) -> str:
+        if self.model_version is None:
+            return "none yet"
+        age = "" if self.model_age is None else f", {self.model_age:.0f} s old"
+        return f"version {_count(self.model_version)}{age}"
+
+
+class Monitor:
+    """Reads the metrics ports of a run's components and its newest evaluation."""
+
+    def __init__(self, metrics_ports: Mapping[str, int], evaluations: Path) -> None:
+        self._ports = metrics_ports
+        self._evaluations = EvaluationLog(evaluations)
+        self._history: list[Snapshot] = []
+        self._threads = ThreadPoolExecutor(len(metrics_ports), "scrape")
+
+    def read(self, seconds: float) -> Snapshot:
+        """How things stand `seconds` into the run."""
+        scraped = dict(
+            zip(self._ports, self._threads.map(scrape, self._ports.values()), strict=True)
+        )
+        of = {name.rstrip("0123456789-"): {} for name in scraped}
+        for name, metrics in scraped.items():  # agents are summed
+            total = of[name.rstrip("0123456789-")]
+            for metric, value in metrics.items():
+                total[metric] = total.get(metric, 0.0) + value
+        replay, trainer = of.get("replay", {}), of.get("trainer", {})
+        agent, network = of.get("agent", {}), of.get("network", {})
+        now = Snapshot(
+            seconds=seconds,
+            games=replay.get("muprover_replay_inserted_games_total"),
+            moves=agent.get("muprover_agent_moves_total"),
+            simulations=agent.get("muprover_agent_simulations_total"),
+            steps=trainer.get("muprover_trainer_steps"),
+            loss=trainer.get('muprover_trainer_loss{part="total"}'),
+            samples_per_insert=replay.get("muprover_replay_samples_per_insert"),
+            model_version=_any(network, "muprover_network_loaded_version"),
+            model_age=_any(network, "muprover_network_version_age_seconds"),
+            evaluation=self.evaluation(),
+        )
+        now.rates = self._rates(now)
+        return now
+
+    def evaluation(self) -> dict[str, Any]:
+        """The newest of this session."""
+        return self._evaluations.newest()
+
+    def _rates(self, now: Snapshot) -> dict[str, float]:
+        self._history = [s for s in self._history if now.seconds - s.seconds < RATE_SECONDS]
+        rates = {}
+        for name in ("games", "moves", "simulations", "steps"):
+            value = getattr(now, name)
+            known = [s for s in self._history if getattr(s, name) is not None]
+            if value is not None and known and now.seconds > known[0].seconds:
+                rise = value - getattr(known[0], name)
+                rates[name] = max(0.0, rise) / (now.seconds - known[0].seconds)
+        self._history.append(now)
+        return rates
+
+
+class EvaluationLog:
+    """The lines that the evaluator adds to its file from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+        self._newest: dict[str, Any] = {}
+
+    def newest(self) -> dict[str, Any]:
+        if not self._path.exists():
+            return self._newest
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # still being written
+                self._offset += len(line)
+                self._newest = json.loads(line)
+        return self._newest
+
+
+def scrape(port: int) -> Metrics:
+    """A component's metrics by name and labels; none while it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
+            text = answer.read().decode()
+    except (OSError, ValueError):
+        return {}
+    metrics = {}
+    for line in text.splitlines():
+        name, _, value = line.rpartition(" ")
+        if line.startswith("muprover_") and "_bucket" not in name:
+            metrics[name] = float(value)
+    return metrics
+
+
+def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
+    """An evaluation on one line."""
+    if not evaluation:
+        return "none yet"
+    figures = ", ".join(
+        f"{name.replace('_', ' ')} {_number(value)}"
+        for name, value in evaluation.get("metrics", {}).items()
+    )
+    return f"{figures} (version {_count(evaluation.get('version'))})"
+
+
+class PlainDisplay:
+    """A line now and then, for logs."""
+
+    def __init__(self, interval: float = 10.0) -> None:
+        self._interval = interval
+        self._next = 0.0
+
+    def __enter__(self) -> PlainDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, snapshot: Snapshot) -> None:
+        if snapshot.seconds < self._next:
+            return
+        self._next = snapshot.seconds + self._interval
+        figures = " · ".join(f"{name} {figure}" for name, figure in snapshot.describe())
+        print(f"[{clock(snapshot.seconds)}] {figures}", flush=True)
+
+
+class RichDisplay:
+    """A table that is redrawn in place, on a terminal."""
+
+    def __init__(self, title: str) -> None:
+        from rich.live import Live
+
+        self._title = title
+        self._live = Live(refresh_per_second=4, transient=False)
+
+    def __enter__(self) -> RichDisplay:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)
+
+    def show(self, snapshot: Snapshot) -> None:
+        from rich.table import Table
+
+        table = Table(
+            title=f"{self._title}   {clock(snapshot.seconds)}", show_header=False, min_width=60
+        )
+        for name, figure in snapshot.describe():
+            table.add_row(name, figure)
+        self._live.update(table)
+
+
+def make_display(title: str) -> PlainDisplay | RichDisplay:
+    """The one that fits where the output goes."""
+    if not sys.stdout.isatty():
+        return PlainDisplay()
+    try:
+        return RichDisplay(title)
+    except ModuleNotFoundError:  # rich is an extra
+        return PlainDisplay(2.0)
+
+
+def clock(seconds: float) -> str:
+    return time.strftime("%H:%M:%S" if seconds >= 3600 else "%M:%S", time.gmtime(seconds))
+
+
+def _any(metrics: Metrics, name: str) -> float | None:
+    """The value of a metric whatever its labels."""
+    return next((v for key, v in metrics.items() if key.partition("{")[0] == name), None)
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

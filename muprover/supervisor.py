@@ -1,0 +1,156 @@
+"""Child processes that are restarted when they crash, and ended in order."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+CRASHES = 5  # in a row, each soon after its start, and a component is given up
+SOON_SECONDS = 20.0
+LONGEST_PAUSE = 10.0
+
+
+class ComponentError(RuntimeError):
+    """A component that cannot be kept running; the message ends with the last of its log."""
+
+
+@dataclass
+class Component:
+    """A command line, and the process that runs it now."""
+
+    name: str
+    arguments: Sequence[str]
+    log: Path
+    grace_seconds: float = 15.0
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    crashes: int = 0  # in a row, soon after the start
+    restarts: int = 0
+    restart_at: float = 0.0
+    is_done: bool = False  # ended by itself, with status 0
+
+    def start(self) -> None:
+        with self.log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "muprover.cli", *self.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,  # Ctrl-C is the launcher's
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+        self.started = time.monotonic()
+
+    def tail(self, lines: int = 12) -> str:
+        """The last of its log."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+
+@dataclass
+class Supervisor:
+    """Starts components in the order given, and ends them in the reverse one."""
+
+    components: list[Component] = field(default_factory=list)
+
+    def start(self) -> None:
+        for component in self.components:
+            component.start()
+
+    def check(self) -> None:
+        """Restarts what has crashed, after a pause; raises `ComponentError` if one always does."""
+        for component in self.components:
+            process = component.process
+            if process is None:
+                if time.monotonic() >= component.restart_at:
+                    component.restarts += 1
+                    component.start()
+            elif process.poll() is not None and not component.is_done:
+                self._on_exit(component, process.returncode)
+
+    def stop(self) -> None:
+        """Ends everything: each group is told, then waited for, before the next one."""
+        for group in _in_groups(reversed(self.components)):
+            for component in group:
+                _signal(component, signal.SIGTERM)
+            deadline = time.monotonic() + max(c.grace_seconds for c in group)
+            for component in group:
+                self._await(component, deadline)
+
+    def kill(self) -> None:
+        """Ends everything at once."""
+        for component in self.components:
+            _signal(component, signal.SIGKILL)
+
+    def is_done(self, name: str) -> bool:
+        return any(c.is_done for c in self.components if c.name == name)
+
+    def _on_exit(self, component: Component, status: int) -> None:
+        if status == 0:
+            component.is_done = True
+            log.info("%s is done", component.name)
+            return
+        alive = time.monotonic() - component.started
+        component.crashes = component.crashes + 1 if alive < SOON_SECONDS else 1
+        how = signal.Signals(-status).name if status < 0 else f"status {status}"
+        if status == 2 or component.crashes >= CRASHES:
+            raise ComponentError(
+                f"{component.name} ended with {how}, {component.crashes} time(s) in a row; "
+                f"the last of {component.log}:\n{component.tail()}"
+            )
+        pause = min(LONGEST_PAUSE, 0.5 * 2 ** (component.crashes - 1))
+        log.warning("%s ended with %s; starting it again in %.1f s", component.name, how, pause)
+        component.process = None
+        component.restart_at = time.monotonic() + pause
+
+    @staticmethod
+    def _await(component: Component, deadline: float) -> None:
+        if component.process is None:
+            return
+        try:
+            component.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not end in time; killing it", component.name)
+            _signal(component, signal.SIGKILL)
+            component.process.wait()
+
+
+def _in_groups(components: Iterable[Component]) -> list[list[Component]]:
+    """Neighbours whose names differ only in a number end together."""
+    groups: list[list[Component]] = []
+    for component in components:
+        kind = component.name.rstrip("0123456789-")
+        if groups and groups[-1][0].name.rstrip("0123456789-") == kind:
+            groups[-1].append(component)
+        else:
+            groups.append([component])
+    return groups
+
+
+def _signal(component: Component, number: signal.Signals) -> None:
+    """To the component and whatever it has started."""
+    process = component.process
+    if process is None or process.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+
+
+def _end_with_parent() -> None:
+    """Linux: the child gets SIGTERM when the launcher is gone, however it went."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
