@@ -2,7 +2,6 @@
 
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,10 +14,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from replay_games import ReplayProcess, free_port, make_config, make_game, make_games, same_game
 
+from muprover.config import SettingsError
 from muprover.replay.wire import game_to_proto
 from muprover.services.client import ContractError, ServiceError, open_channel
 from muprover.services.replay import SERVICE, RemoteReplayBuffer
-from muprover.services.replay_calls import Stopped
+from muprover.services.replay_backup import backup, restore
+from muprover.services.waiting import Stopped
 from muprover.v1 import replay_pb2, replay_pb2_grpc
 
 
@@ -101,7 +102,7 @@ def test_another_contract_is_refused_in_words(server, connect):
     replay.close()
 
 
-def test_backup_and_restore_give_the_same_games(start, connect):
+def test_backup_and_restore_give_the_same_games(start, connect, tmp_path):
     one, other = start(max_size=50), start(max_size=50)
     source, target = connect(one), connect(other)
     games = make_games(one.config, [7] * 20, rng())
@@ -109,9 +110,24 @@ def test_backup_and_restore_give_the_same_games(start, connect):
     saved = list(source.backup())
     assert len(saved) == 7
     assert all(same_game(a, b) for a, b in zip(saved, games[-7:], strict=True))
-    assert target.restore(saved) == 7
-    assert target.restore(saved) == 0
+    assert target.restore(saved) == (7, 0)
+    assert target.restore(saved) == (0, 7)
     assert all(same_game(a, b) for a, b in zip(saved, target.backup(), strict=True))
+    path = tmp_path / "backup"
+    assert backup(one.address, one.config, path) == 7
+    assert restore(other.address, one.config, path) == (0, 7)
+    with pytest.raises(ContractError, match=r"game\.name is made_up there, chess here"):
+        restore(other.address, make_config(name="chess"), path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SettingsError, match="ends in the middle of a game; those before it are"):
+        restore(other.address, one.config, path)
+    path.write_bytes(b"something else")
+    with pytest.raises(SettingsError, match="is no backup of a replay server"):
+        restore(other.address, one.config, path)
+    with pytest.raises(SettingsError, match="cannot read backup"):
+        restore(other.address, one.config, tmp_path / "missing")
+    with pytest.raises(SettingsError, match="cannot write backup"):
+        backup(one.address, one.config, tmp_path / "missing" / "backup")
 
 
 def test_games_come_in_while_a_backup_goes_out(start, connect):
@@ -235,88 +251,10 @@ def test_it_serves_health_and_reflection(server):
     assert SERVICE.encode() in next(iter(answers))
 
 
-def test_garbage_at_every_call_stops_nothing(server, connect):
-    replay = connect(server)
-    replay.add(make_games(server.config, [5] * 3, rng(7)))
-    channel = open_channel(server.address)
-    random = rng()
-    methods = replay_pb2.DESCRIPTOR.services_by_name["ReplayService"].methods
-    for method in methods:
-        for size in (1, 20, 3000):
-            call = channel.stream_stream(f"/{SERVICE}/{method.name}")
-            noise = random.bytes(size)
-            with pytest.raises(grpc.RpcError):
-                list(call(iter([noise]), timeout=5))
-    for port in (server.port, server.metrics_port):
-        for noise in (random.bytes(1000), b"GET / HTTP/1.0\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n"):
-            with socket.create_connection(("localhost", port)) as connection:
-                connection.sendall(noise)
-    assert next(replay.sample(8)).key.shape == (8,)
-    assert server.process.poll() is None
-
-
-def broken(**changes):
-    """A game's message with other contents."""
-    message = game_to_proto(make_game(make_config(), 3, rng()))
-    for name, value in changes.items():
-        if isinstance(value, dict):
-            tensor = getattr(message, name)
-            for field, content in value.items():
-                tensor.ClearField(field)
-                current = getattr(tensor, field)
-                if field == "shape":
-                    current.extend(content)
-                else:
-                    setattr(tensor, field, content)
-        else:
-            setattr(message, name, value)
-    return message
-
-
-@pytest.mark.parametrize(
-    ("message", "words"),
-    [
-        (replay_pb2.GameHistory(), "observation has dtype 0"),
-        (broken(reward={"shape": [1 << 40]}), "reward of shape"),
-        (broken(reward={"shape": [-1, -3]}), "reward"),
-        (broken(reward={"shape": [3, 0, -1]}), "reward"),
-        (broken(reward={"data": b""}), "has 0 bytes, not 12"),
-        (broken(reward={"dtype": 3}), r"reward is \[3\] int32, must be \[3\] float32"),
-        (broken(action={"shape": []}), "action"),
-        (broken(reward={"data": np.full(3, np.nan, "<f4").tobytes()}), "reward is not finite"),
-        (broken(size=4), r"positions \[0, 4\) are no part of its 3 moves"),
-        (broken(first=-1), "positions"),
-        (broken(segment=-1), "its segment"),
-        (broken(final_value=1.0), "final_value must be 0"),
-    ],
-)
-def test_wrong_games_are_refused_whole(server, message, words):
-    stub = replay_pb2_grpc.ReplayServiceStub(open_channel(server.address))
-    before = stub.Stats(replay_pb2.StatsRequest(), wait_for_ready=True, timeout=20).positions
-    good = game_to_proto(make_game(server.config, 2, rng(9)))
-    with pytest.raises(grpc.RpcError, match=words) as refusal:
-        stub.Add(replay_pb2.AddRequest(games=[good, message]), timeout=20)
-    assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    with pytest.raises(grpc.RpcError, match=words):
-        stub.Restore(iter([good, message]), timeout=20)
-    assert stub.Stats(replay_pb2.StatsRequest()).positions == before
-
-
-@pytest.mark.parametrize("size", [0, -5, 1 << 30])
-def test_batches_of_a_senseless_size_are_refused(server, connect, size):
-    with pytest.raises(ServiceError, match=r"batch_size is .*, must be from 1 to"):
-        next(connect(server).sample(size))
-
-
 def test_a_batch_that_might_wait_for_ever_is_refused(start, connect):
     process = start(samples_per_insert=1.0, min_size_to_sample=10)
     with pytest.raises(ServiceError, match=r"must be from 1 to 8: .* the rate limit's tolerance"):
         next(connect(process).sample(9))
-
-
-def test_senseless_priorities_are_refused(server, connect):
-    with pytest.raises(ServiceError, match="finite, not negative"):
-        connect(server).update_priorities(np.arange(2), np.array([1, np.nan]))
 
 
 def test_a_full_disk_refuses_games_and_recovers(start, connect):

@@ -16,7 +16,8 @@ import pytest
 from replay_games import make_config, make_game, make_games
 
 from muprover.replay.durable import Added, DurableReplay
-from muprover.replay.store import COUNTERS, GAME, DiskError, Store, StoreError
+from muprover.replay.records import COUNTERS, GAME
+from muprover.replay.store import DiskError, Store, StoreError
 from muprover.replay.wire import game_from_proto, game_to_proto
 
 CONTRACT = {"game.name": "made_up", "training.discount": "1.0"}

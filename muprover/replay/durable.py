@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError
 from muprover.config import Config
 from muprover.history import GameHistory
 from muprover.replay.buffer import Counters, ReplayBuffer
-from muprover.replay.store import COUNTERS, GAME, DiskError, Store
+from muprover.replay.records import COUNTERS, GAME
+from muprover.replay.store import DiskError, Store
 from muprover.replay.wire import game_from_proto
 from muprover.v1 import replay_pb2
 

@@ -1,10 +1,9 @@
-"""Games on disk: an append-only log in a few files, each record with its checksum.
+"""Games on disk: an append-only log of records in a few files.
 
-A record is a magic number, a length, a kind, the CRC-32 of all that follows, and the bytes. What
-`append` has returned from is on the disk; a crash in mid-write leaves a torn tail, which the next
-start cuts off, and a record that has gone bad is reported and skipped. Games are forgotten in the
-order in which they came: a file whose games are all forgotten is deleted, so the disk holds the
-window and at most one file more.
+What `append` has returned from is on the disk; a crash in mid-write leaves a torn tail, which the
+next start cuts off, and a record that has gone bad is reported and skipped. Games are forgotten in
+the order in which they came: a file whose games are all forgotten is deleted, so the disk holds
+the window and at most one file more.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import fcntl
 import json
 import logging
 import os
-import struct
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,15 +21,10 @@ from pathlib import Path
 from typing import IO
 
 from muprover.config import SettingsError
+from muprover.replay.records import GAME, encode, read_records
 
 log = logging.getLogger(__name__)
 
-GAME = 1
-COUNTERS = 2
-
-_MAGIC = b"MPRg"
-_HEADER = struct.Struct("<4sIII")  # magic, length, kind, checksum of length, kind and bytes
-_MAX_RECORD = 1 << 30
 _SMALLEST_FILE = 1 << 20  # bytes, before another one is begun
 _LARGEST_FILE = 64 << 20
 _FORMAT = "1"
@@ -91,7 +83,7 @@ class Store:
 
         Raises `DiskError`, and then keeps none.
         """
-        data = b"".join(_encode(kind, payload) for kind, payload in records)
+        data = b"".join(encode(kind, payload) for kind, payload in records)
         try:
             file, log_file = self._newest()
             try:
@@ -126,7 +118,7 @@ class Store:
     def _load(self, file: _File, keep: Callable[[int, bytes], bool]) -> None:
         length = file.path.stat().st_size
         with file.path.open("rb") as stream:
-            for kind, data, end in _records(stream, file.path, length):
+            for kind, data, end in read_records(stream, file.path, length):
                 file.games += keep(kind, data)
                 file.size = end
         excess = length - file.size
@@ -178,67 +170,15 @@ class Store:
 def _games(files: Sequence[tuple[Path, int]]) -> Iterator[bytes]:
     for path, length in files:
         with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
-            yield from (data for kind, data, _ in _records(stream, path, length) if kind == GAME)
+            yield from (
+                data for kind, data, _ in read_records(stream, path, length) if kind == GAME
+            )
 
 
 def _write_all(file: IO[bytes], data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _encode(kind: int, data: bytes) -> bytes:
-    return _HEADER.pack(_MAGIC, len(data), kind, _checksum(len(data), kind, data)) + data
-
-
-def _checksum(length: int, kind: int, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(struct.pack("<II", length, kind)))
-
-
-def _records(stream: IO[bytes], path: Path, length: int) -> Iterator[tuple[int, bytes, int]]:
-    """(kind, bytes, where it ends) of each sound record in the first `length` bytes; damage
-    between them is reported."""
-    at = 0
-    while at < length:
-        record = _read(stream, at)
-        if record is None:
-            begin = at
-            found = _resume(stream, at + 1)
-            if found is None:
-                return  # nothing sound follows: for the caller to judge
-            at = found
-            log.error("%s: bytes %d to %d are damaged; skipped", path, begin, at)
-            continue
-        kind, data = record
-        at += _HEADER.size + len(data)
-        yield kind, data, at
-
-
-def _read(stream: IO[bytes], at: int) -> tuple[int, bytes] | None:
-    """The record at `at`; None if there is none, or no sound one."""
-    stream.seek(at)
-    header = stream.read(_HEADER.size)
-    if len(header) < _HEADER.size:
-        return None
-    magic, length, kind, checksum = _HEADER.unpack(header)
-    if magic != _MAGIC or length > _MAX_RECORD:
-        return None
-    data = stream.read(length)
-    if len(data) < length or _checksum(length, kind, data) != checksum:
-        return None
-    return kind, data
-
-
-def _resume(stream: IO[bytes], at: int) -> int | None:
-    """Where the next sound record begins."""
-    stream.seek(at)
-    rest = stream.read()  # a file is bounded, and damage is rare
-    offset = rest.find(_MAGIC)
-    while offset >= 0:
-        if _read(stream, at + offset) is not None:
-            return at + offset
-        offset = rest.find(_MAGIC, offset + 1)
-    return None
 
 
 def _lock(folder: Path) -> IO[str]:

@@ -39,6 +39,7 @@ from muprover.replay.wire import (
 from muprover.services.client import ServiceError, check_contract, open_channel
 from muprover.services.replay_calls import PatientCalls, SampleStream
 from muprover.services.server import MAX_MESSAGE_BYTES, Server, run_until_signal, start_metrics
+from muprover.services.waiting import Stopped
 from muprover.tensors import from_tensor, to_tensor
 from muprover.v1 import replay_pb2, replay_pb2_grpc
 
@@ -300,8 +301,7 @@ class RemoteReplayBuffer:
     def connect(self, stop: threading.Event | None = None) -> None:
         """Waits for the server, and compares contracts; the first call does so if nobody has.
 
-        Here and elsewhere, setting `stop` ends the waiting: with `Stopped`, if there is no better
-        answer.
+        Here and elsewhere, setting `stop` ends the waiting, with `Stopped`.
         """
         with self._lock:
             if self._is_connected:
@@ -332,6 +332,8 @@ class RemoteReplayBuffer:
             self.connect(stop)
             request = replay_pb2.AdmitRequest(agent=agent)
             answer = self._calls(self._stub.Admit, request, within=timeout, stop=stop)
+        except Stopped:
+            return False
         except ServiceError as error:
             if error.is_transient:
                 return False
@@ -368,11 +370,15 @@ class RemoteReplayBuffer:
             for message in self._stub.Backup(replay_pb2.BackupRequest()):
                 yield game_from_proto(message)
 
-    def restore(self, games: Iterable[GameHistory]) -> int:
-        """Stores the games of a backup; answers how many were new."""
+    def restore(self, games: Iterable[GameHistory]) -> tuple[int, int]:
+        """Stores the games of a backup; answers how many were new, and how many not."""
         self.connect()
+        failures: list[Exception] = []
         with self._calls.in_words():
-            return int(self._stub.Restore(game_to_proto(game) for game in games).added)
+            answer = self._stub.Restore(_until_failure(games, failures))
+        if failures:
+            raise failures[0]
+        return answer.added, answer.duplicates
 
     def close(self) -> None:
         """Ends all calls."""
@@ -380,6 +386,16 @@ class RemoteReplayBuffer:
             stream.close()
         self._calls.close()
         self._channel.close()
+
+
+def _until_failure(
+    games: Iterable[GameHistory], failures: list[Exception]
+) -> Iterator[replay_pb2.GameHistory]:
+    """The games' messages, up to where `games` fails; gRPC would hide why."""
+    try:
+        yield from (game_to_proto(game) for game in games)
+    except Exception as error:
+        failures.append(error)
 
 
 def _sendable(game: replay_pb2.GameHistory) -> replay_pb2.GameHistory:
