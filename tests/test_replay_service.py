@@ -1,5 +1,6 @@
 """The replay server and its client, as real processes: what is promised over the wire."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -7,12 +8,21 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import ExitStack
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from replay_games import ReplayProcess, free_port, make_config, make_game, make_games, same_game
+from replay_games import (
+    ReplayProcess,
+    ReplayThread,
+    free_port,
+    make_config,
+    make_game,
+    make_games,
+    same_game,
+)
 
 from muprover.config import SettingsError
 from muprover.replay.wire import game_to_proto
@@ -32,16 +42,14 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts servers of their own; none outlives the test."""
-    processes = []
+    """Starts servers for one test, which do not outlive it."""
+    with ExitStack() as servers:
 
-    def make(**settings):
-        processes.append(ReplayProcess(tmp_path / f"server{len(processes)}", **settings))
-        return processes[-1]
+        def make(kind=ReplayThread, **settings):
+            folder = tmp_path / f"server{len(os.listdir(tmp_path))}"
+            return servers.enter_context(kind(folder, **settings))
 
-    yield make
-    for process in processes:
-        process.__exit__()
+        yield make
 
 
 @pytest.fixture
@@ -153,7 +161,7 @@ def test_a_stream_of_adds_is_answered_in_order(server):
 
 
 def test_sampling_survives_a_restart(start, connect):
-    process = start()
+    process = start(ReplayProcess)
     replay = connect(process)
     replay.add(make_games(process.config, [5] * 30, rng()))
     batches = replay.sample(8)
@@ -166,7 +174,7 @@ def test_sampling_survives_a_restart(start, connect):
 
 
 def test_every_acknowledged_game_outlives_kill_9(start, connect):
-    process = start(max_size=100_000)
+    process = start(ReplayProcess, max_size=100_000)
     replay = connect(process)
     acknowledged: list[int] = []
     over = threading.Event()
@@ -219,7 +227,12 @@ def test_agents_wait_for_the_trainer_and_the_trainer_for_agents(start, connect):
 
 
 def test_waiting_ends_when_told_to(start, connect):
-    process = start(samples_per_insert=1.0, min_size_to_sample=10, samples_per_insert_tolerance=0.1)
+    process = start(
+        ReplayProcess,
+        samples_per_insert=1.0,
+        min_size_to_sample=10,
+        samples_per_insert_tolerance=0.1,
+    )
     replay = connect(process)
     replay.add(make_games(process.config, [5] * 20, rng()))
     stop = threading.Event()
@@ -258,7 +271,7 @@ def test_a_batch_that_might_wait_for_ever_is_refused(start, connect):
 
 
 def test_a_full_disk_refuses_games_and_recovers(start, connect):
-    process = start()
+    process = start(ReplayProcess)
     replay = connect(process)
     games = make_games(process.config, [5] * 30, rng())
     replay.add(games[:10])
@@ -287,7 +300,7 @@ def test_a_full_disk_refuses_games_and_recovers(start, connect):
 
 
 def test_memory_stays_flat_however_much_comes_in(start, connect):
-    process = start(max_size=500)
+    process = start(ReplayProcess, max_size=500)
     replay = connect(process)
     random = rng()
 
@@ -305,7 +318,7 @@ def test_memory_stays_flat_however_much_comes_in(start, connect):
 
 
 def test_clients_wait_for_a_server_that_starts_later(start, connect):
-    process = start()
+    process = start(ReplayProcess)
     process.end(signal.SIGKILL)
     replay = connect(process)
     thread, answers = run(replay.add, make_games(process.config, [5], rng()))
@@ -330,7 +343,7 @@ def test_without_a_server_the_message_says_where_it_should_be():
 
 
 def test_a_port_or_a_store_in_use_is_an_error_in_words(start, connect, tmp_path):
-    process = start()
+    process = start(ReplayProcess)
     connect(process).connect()
     second = ReplayProcess.__new__(ReplayProcess)
     vars(second).update(vars(process))

@@ -69,6 +69,10 @@ class ReplayMetrics(Collector):
             if length is not None:
                 self._game_length.observe(length)
 
+    def describe(self) -> list[Metric]:
+        """Nothing ahead, so that several servers may live in one process."""
+        return []
+
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()._asdict()
         for name, text in _GAUGES.items():

@@ -260,24 +260,36 @@ def serve(
     async def main(stop: asyncio.Event) -> None:
         server = Server([SERVICE], port, host)
         start_metrics(metrics_port)
-        replay = await asyncio.to_thread(DurableReplay, game.config, logdir)
-        sampled = replay.buffer.counters.sampled_positions
-        rng = np.random.default_rng(None if seed is None else [seed, sampled])
-        servicer = ReplayServicer(game.config, replay, rng)
-        replay_pb2_grpc.add_ReplayServiceServicer_to_server(servicer, server.grpc)
-        writing = asyncio.create_task(servicer.write())
-        async with server.running():
-            await server.set_serving(True)
-            log.info("replay of %s on port %d, store %s", game.name, server.port, logdir)
-            if on_ready:
-                on_ready(server.port)
-            await stop.wait()
-            await server.set_serving(False)
-            await servicer.end()
-        writing.cancel()
-        await servicer.close()
+        await serve_until(stop, server, game.config, logdir, seed, on_ready)
 
     run_until_signal(main)
+
+
+async def serve_until(
+    stop: asyncio.Event,
+    server: Server,
+    config: Config,
+    folder: Path,
+    seed: int | None = None,
+    on_ready: Callable[[int], None] | None = None,
+) -> None:
+    """Serves on `server`, as `serve` does, until `stop` is set."""
+    replay = await asyncio.to_thread(DurableReplay, config, folder)
+    sampled = replay.buffer.counters.sampled_positions
+    rng = np.random.default_rng(None if seed is None else [seed, sampled])
+    servicer = ReplayServicer(config, replay, rng)
+    replay_pb2_grpc.add_ReplayServiceServicer_to_server(servicer, server.grpc)
+    writing = asyncio.create_task(servicer.write())
+    async with server.running():
+        await server.set_serving(True)
+        log.info("replay of %s on port %d, store %s", config.game.name, server.port, folder)
+        if on_ready:
+            on_ready(server.port)
+        await stop.wait()
+        await server.set_serving(False)
+        await servicer.end()
+    writing.cancel()
+    await servicer.close()
 
 
 class RemoteReplayBuffer:

@@ -45,14 +45,17 @@ class PatientCalls:
         Raises `Stopped` once `stop` is set.
         """
         deadline = time.monotonic() + (self.timeout if within is None else within)
-        patience = Patience(stop or self._closed)
+        patience, earlier = Patience(stop or self._closed), None
         while True:
             try:
                 left = max(0.001, deadline - time.monotonic())
                 answer = self._attempt(method, request, min(ATTEMPT_SECONDS, left), stop)
             except ServiceError as error:
-                if not error.is_transient or time.monotonic() >= deadline:
+                if not error.is_transient:
                     raise
+                if time.monotonic() >= deadline:  # the last attempt was short; what of the others?
+                    raise earlier or error from None
+                earlier = error
                 patience.wait(error)
             else:
                 patience.rewarded()
