@@ -1,0 +1,278 @@
+"""Self-play through all its processes against the search alone: simulations per second, same cores.
+
+    python tests/benchmarks/bench_selfplay.py [--game tictactoe] [--num-games 128] [--groups 2]
+        [--seconds 5] [--rounds 5] [--json FILE]
+
+An environment server, a replay server (its limit off), a network server and one agent are started;
+no trainer. "Alone" is the same compiled search on random positions in one process that does nothing
+else, with as many games in a batch as a group of the agent's has, and with all of the agent's, by
+one thread and by one for each core. The two sides run in turns, the other one being stopped
+(SIGSTOP), so that they see the same machine; medians over the rounds.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+from muprover.evaluation.matches import GamesInPlay
+from muprover.game import load_game
+from muprover.selfplay import random_actions
+
+MUPROVER = [sys.executable, "-m", "muprover.cli"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--game", default="tictactoe")
+    parser.add_argument("--num-games", type=int, default=128)
+    parser.add_argument("--groups", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.alone:
+        Alone(args.game, Path(args.alone)).obey()
+    else:
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    cores = len(os.sched_getaffinity(0))
+    group = -(-args.num_games // args.groups)
+    settings = {"self-play": None} | {
+        f"alone, batch {batch}, {threads} thread(s)": (batch, threads)
+        for batch in sorted({group, args.num_games})
+        for threads in sorted({1, cores})
+    }
+    rates: dict[str, list[float]] = {name: [] for name in settings}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        alone = stack.enter_context(AloneProcess(args.game, folder / "model"))
+        for batch, threads in filter(None, settings.values()):
+            alone.measure(batch, threads, 0.1)  # compiles
+        pipeline = stack.enter_context(Pipeline(args, folder))
+        for _ in range(args.rounds):
+            rates["self-play"].append(pipeline.measure(args.seconds))
+            with pipeline.stopped():
+                for name, setting in settings.items():
+                    if setting:
+                        rates[name].append(alone.measure(*setting, args.seconds / 3))
+        shares = pipeline.cpu_shares()
+    report(args, rates, shares)
+
+
+def report(
+    args: argparse.Namespace, rates: dict[str, list[float]], shares: dict[str, float]
+) -> None:
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    print(f"{args.game}, {args.num_games} games in {args.groups} groups, {platform.processor()}")
+    for name, rate in medians.items():
+        ratio = medians["self-play"] / rate
+        print(f"  {name:28} {rate:10,.0f} simulations/s   self-play is {ratio:6.1%} of it")
+    print("  CPU: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    if args.json:
+        result = {"arguments": {"game": args.game, "num_games": args.num_games}}
+        result |= {"simulations_per_s": medians, "all": rates, "cpu": shares}
+        args.json.write_text(json.dumps(result, indent=1))
+
+
+class Pipeline:
+    """Environment, replay, network and agent as processes."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self._args = args
+        self._folder = folder
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._metrics = ""
+
+    def __enter__(self) -> "Pipeline":
+        names = ("environment", "replay", "network", "metrics")
+        ports = {name: str(free_port()) for name in names}
+        at = {name: f"localhost:{port}" for name, port in ports.items()}
+        self._metrics = f"http://{at['metrics']}/metrics"
+        model = ["--model-name=muprover", f"--model-base-path={self._folder / 'model'}"]
+        self._start("network", "--port", ports["network"], "--rest-api-port=0", *model)
+        game = ["--game", self._args.game]
+        self._start("environment", *game, "--port", ports["environment"])
+        store = ["--logdir", str(self._folder / "replay"), "--set=replay.samples_per_insert=null"]
+        self._start("replay", *game, "--port", ports["replay"], *store)
+        servers = ["--environment", at["environment"], "--network", at["network"]]
+        servers += ["--replay-buffer", at["replay"], "--metrics-port", ports["metrics"]]
+        games = ["--num-games", str(self._args.num_games), "--groups", str(self._args.groups)]
+        self._start("agent", *game, *servers, *games)
+        self._warm_up()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self._processes.values()):
+            process.terminate()
+            process.wait(30)
+
+    def measure(self, seconds: float) -> float:
+        """Simulations per second of the next `seconds`."""
+        before, start = self._simulations(), time.perf_counter()
+        time.sleep(seconds)
+        return (self._simulations() - before) / (time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def stopped(self):
+        for process in self._processes.values():
+            process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in self._processes.values():
+                process.send_signal(signal.SIGCONT)
+            self.measure(0.5)
+
+    def cpu_shares(self) -> dict[str, float]:
+        """Of each process in the CPU time of all, since they were warm."""
+        used = {name: cpu_seconds(p.pid) - self._idle[name] for name, p in self._processes.items()}
+        return {name: seconds / sum(used.values()) for name, seconds in used.items()}
+
+    def _start(self, component: str, *options: str) -> None:
+        log = open(self._folder / f"{component}.log", "wb")  # noqa: SIM115 - the process's
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
+        command = [*MUPROVER, component, *options]
+        self._processes[component] = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment
+        )
+
+    def _warm_up(self) -> None:
+        """Until three seconds are about as fast as those before: all is compiled then."""
+        rates = [0.0, 0.0]
+        while min(rates[-2:]) < 0.8 * max(rates) or not rates[-1]:
+            rates.append(self.measure(3.0))
+        self._idle = {name: cpu_seconds(p.pid) for name, p in self._processes.items()}
+
+    def _simulations(self) -> float:
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise SystemExit((self._folder / f"{name}.log").read_text())
+        try:
+            text = urllib.request.urlopen(self._metrics, timeout=5).read().decode()
+        except OSError:
+            return 0.0  # not up yet
+        name = "muprover_agent_simulations_total "
+        return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(name))
+
+
+class AloneProcess:
+    """A process that searches when told to."""
+
+    def __init__(self, game: str, model: Path) -> None:
+        self._command = [sys.executable, __file__, "--game", game, "--alone", str(model)]
+
+    def __enter__(self) -> "AloneProcess":
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+
+    def measure(self, batch: int, threads: int, seconds: float) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(batch, threads, seconds, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+
+class Alone:
+    """The search of an untrained network, exported, and loaded as the network server does."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        from muprover.model.export import export_version
+        from muprover.model.networks import build_network
+        from muprover.model.serving.metrics import Metrics
+        from muprover.model.serving.versions import Loader
+
+        self.game = load_game(name)
+        network = build_network(self.game, 0)
+        version = export_version(network, self.game.config, folder, training_step=1)
+        self.version = Loader(4096, (), Metrics()).load(folder / str(version))
+        self.search = self.version.program.function("search")
+
+    def obey(self) -> None:
+        print("ready", flush=True)
+        for line in sys.stdin:
+            batch, threads, seconds = line.split()
+            print(self.measure(int(batch), int(threads), float(seconds)), flush=True)
+
+    def measure(self, batch: int, threads: int, seconds: float) -> float:
+        """Simulations per second, of searches of random positions with fresh seeds."""
+        inputs = self.inputs(batch)
+        self.search.run(self.version.weights, inputs)
+        start, counts = time.perf_counter(), [0] * threads
+
+        def work(thread: int) -> None:
+            rng = np.random.default_rng(thread)
+            while time.perf_counter() < start + seconds:
+                inputs_now = inputs | {"seed": rng.integers(-(2**31), 2**31, (batch, 2), np.int32)}
+                outputs = self.search.run(self.version.weights, inputs_now)
+                outputs["action"].numpy()
+                counts[thread] += 1
+
+        workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        simulations = sum(counts) * batch * self.game.config.search.num_simulations
+        return simulations / (time.perf_counter() - start)
+
+    def inputs(self, batch: int) -> dict[str, np.ndarray]:
+        """Of positions that up to five random moves lead to."""
+        rng, rows = np.random.default_rng(0), np.arange(batch)
+        games = GamesInPlay(self.game, self.game.make_environments(batch))
+        games.start(rows, rows)
+        for move in range(5):
+            some = np.flatnonzero((rows % 6 > move) & ~games.over)
+            games.move(some, random_actions(games.legal_actions[some], rng))
+        view = games.view(rows)
+        return {
+            "observation": view.observation,
+            "legal_actions": view.legal_actions | games.over[:, None],
+            "seed": np.zeros((batch, 2), np.int32),
+            "num_simulations": np.full(batch, self.game.config.search.num_simulations, np.int32),
+            "temperature": np.ones(batch, np.float32),
+            "exploration": np.ones(batch, np.float32),
+        }
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
