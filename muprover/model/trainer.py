@@ -105,15 +105,15 @@ class Trainer:
         self._game = game
         self._options = game.config.training
         self._seed = seed
-        self._training = Training(game, seed, mirrored_strategy(num_devices))
+        self.training = Training(game, seed, mirrored_strategy(num_devices))
         for folder in (saved_models, logdir):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise SettingsError(f"cannot use folder {folder}: {error.strerror}") from None
-        self._checkpoints = self._training.checkpoint(logdir / "checkpoints")
+        self._checkpoints = self.training.checkpoint(logdir / "checkpoints")
         self._exporter = Exporter(
-            self._training.network, game.config, saved_models, keep=keep_exports
+            self.training.network, game.config, saved_models, keep=keep_exports
         )
         self._writer = tf.summary.create_file_writer(str(logdir / "tensorboard"))
         self._symmetries = Symmetries(game.config.game)
@@ -121,7 +121,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        return self._training.step
+        return self.training.step
 
     def begin(self) -> None:
         """Restores the newest checkpoint, exports a version, compiles the step."""
@@ -170,7 +170,7 @@ class Trainer:
         started = time.perf_counter()
         try:
             self._save()
-            version = self._exporter.export(self.step, self._training.served_weights)
+            version = self._exporter.export(self.step, self.training.served_weights)
         except (OSError, ExportError, tf.errors.OpError) as error:
             EXPORT_FAILURES.inc()
             log.error("training goes on, but nothing was exported: %s", error)
@@ -188,7 +188,7 @@ class Trainer:
 
     def _one_step(self, batch: Batch, replay: RemoteReplayBuffer) -> None:
         started = time.perf_counter()
-        losses = self._training.update(batch)
+        losses = self.training.update(batch)
         STEP_SECONDS.observe(time.perf_counter() - started)
         step = self.step
         STEPS.set(step)
@@ -212,7 +212,7 @@ class Trainer:
         batch = example_batch(
             self._game, self._options.batch_size, np.random.default_rng(self._seed)
         )
-        self._training.compile(batch)
+        self.training.compile(batch)
 
     def _log_curves(self, step: int, losses: Losses, batch: Batch) -> None:
         parts = {
@@ -221,12 +221,12 @@ class Trainer:
         error = float(tf.reduce_mean(losses.value_error))
         for part, loss in parts.items():
             LOSS.labels(part).set(loss)
-        LEARNING_RATE.set(self._training.learning_rate)
+        LEARNING_RATE.set(self.training.learning_rate)
         ENTROPY.set(float(losses.policy_entropy))
         VALUE_ERROR.set(error)
         VALUE_BIAS.set(float(batch.target_value[:, 0].mean()))
         curves: dict[str, Any] = {f"loss/{part}": loss for part, loss in parts.items()}
-        curves["learning_rate"] = self._training.learning_rate
+        curves["learning_rate"] = self.training.learning_rate
         curves["targets/policy_entropy"] = float(losses.policy_entropy)
         curves["targets/value_mean"] = float(batch.target_value[:, 0].mean())
         curves["value_error"] = error
