@@ -45,15 +45,11 @@ class TensorError(ValueError):
 
 def to_tensor(array: Array) -> tensor_pb2.Tensor:
     """The message of an array; its type must be one that the wire knows."""
-    array = np.asarray(array)
-    number = _NUMBERS.get(
-        array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
-    )
+    array = _little_endian(array)
+    number = _NUMBERS.get(array.dtype)
     if number is None:
         raise TensorError(f"no tensor of {array.dtype}; allowed: {_names()}")
-    return tensor_pb2.Tensor(
-        dtype=number, shape=array.shape, data=np.ascontiguousarray(array).tobytes()
-    )
+    return tensor_pb2.Tensor(dtype=number, shape=array.shape, data=array.tobytes())
 
 
 def from_tensor(
@@ -81,7 +77,7 @@ def from_tensor(
 
 def to_tensor_proto(array: Array) -> serving_pb2.TensorProto:
     """TensorFlow's message of an array, as raw bytes."""
-    array = np.ascontiguousarray(array)
+    array = _little_endian(array)
     number = _SERVING_NUMBERS.get(array.dtype)
     if number is None:
         raise TensorError(f"no TensorProto of {array.dtype}")
@@ -110,6 +106,12 @@ def from_tensor_proto(tensor: serving_pb2.TensorProto, name: str) -> Array:
         raise TensorError(f"{name}, which is {dtype.name}: {error}") from None
     rest = np.full(size - len(given), given[-1] if given else 0, dtype)
     return np.concatenate([values, rest]).reshape(shape)
+
+
+def _little_endian(array: Array) -> Array:
+    array = np.asarray(array)
+    dtype = array.dtype.newbyteorder("<")
+    return array if array.dtype == dtype else array.astype(dtype)
 
 
 def _array(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Array:
