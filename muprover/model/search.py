@@ -10,6 +10,7 @@ nodes. The node that simulation i (from 1) adds has index i, in all rows; the ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,13 +18,20 @@ import tensorflow as tf
 
 from muprover.config import SearchConfig
 from muprover.model.search_random import dirichlet, gumbel
+from muprover.model.search_tree import (
+    RecurrentInference,
+    Rules,
+    Stats,
+    Tree,
+    batch_size,
+    best_action,
+    grow,
+)
 from muprover.search import EPSILON, MAX_PRINCIPAL_VARIATION, TINY
 from muprover.search_random import ACTION, ROOT_NOISE
 
 InitialInference = Callable[[tf.Tensor], Any]
 """observation `[B, …]` → a `NetworkOutput` of tensors (or a tuple in its order)"""
-RecurrentInference = Callable[[tf.Tensor, tf.Tensor], Any]
-"""hidden_state `[B, …]`, action `[B]` → the same"""
 
 
 def search(
@@ -70,28 +78,33 @@ def muzero_policy(
     room: int,
 ) -> dict[str, tf.Tensor]:
     """MuZero: PUCT in all nodes, Dirichlet noise on the root's prior, visits to choose by."""
-    prior = masked_softmax(root[3], inputs.legal_actions)
+    legal = inputs.legal_actions
+    prior = masked_softmax(root[3], legal)
     fraction = (config.dirichlet_fraction * inputs.exploration)[:, None]
-    noise = dirichlet(inputs.seed, inputs.legal_actions, config.dirichlet_alpha)
-    noisy_prior = (1 - fraction) * prior + fraction * noise
-    tree = plant(root, tf.where(inputs.legal_actions, noisy_prior, -float("inf")), room)
-
-    def select(tree: Tree, nodes: tf.Tensor, is_root: tf.Tensor) -> tf.Tensor:
-        return best_action(puct_scores(tree, nodes, config))
-
-    tree = run(tree, inputs.num_simulations, recurrent_inference, select, discount)
-    visits, q_values = tree.children_visits[:, 0], tree.q_values[:, 0]
+    noisy_prior = (1 - fraction) * prior + fraction * dirichlet(
+        inputs.seed, legal, config.dirichlet_alpha
+    )
+    rules = Rules(
+        root_scores=lambda stats, _: puct_scores(stats, config),
+        scores=lambda stats: puct_scores(stats, config),
+        first_root_state=(),
+        next_root_state=lambda state: state,
+        are_local=config.normalization == "siblings",
+    )
+    tree = grow(
+        root,
+        tf.where(legal, noisy_prior, -math.inf),
+        inputs.num_simulations,
+        recurrent_inference,
+        rules,
+        discount,
+        room,
+    )
+    visits, q_values = tree.root.visits, tree.root.q_values
     action_weights = visit_probabilities(visits, prior)
-    best = most_visited(visits, q_values, inputs.legal_actions, prior)
-    return {
-        "action": sample_action(action_weights, inputs.temperature, inputs.seed, best),
-        "action_weights": action_weights,
-        "value": tree.values[:, 0],
-        "visit_counts": visits,
-        "q_values": q_values,
-        "prior": prior,
-        "principal_variation": principal_variation(tree, best),
-    }
+    best = most_visited(visits, q_values, legal, prior)
+    action = sample_action(action_weights, inputs.temperature, inputs.seed, best)
+    return _outputs(tree, action, action_weights, prior, best)
 
 
 def gumbel_muzero_policy(
@@ -105,295 +118,126 @@ def gumbel_muzero_policy(
     """Gumbel MuZero: sequential halving at the root, completed Q-values to learn from."""
     legal, policy_logits = inputs.legal_actions, root[3]
     prior = masked_softmax(policy_logits, legal)
-    tree = plant(root, prior, room)
     noise = gumbel(inputs.seed, ROOT_NOISE, legal.shape[1])
     noise = (config.gumbel_scale * inputs.exploration)[:, None] * noise
     highest = tf.reduce_max(tf.where(legal, policy_logits, tf.float32.min), -1, keepdims=True)
     logits = tf.where(legal, policy_logits - highest, 0)
-    schedule = considered_visits(
-        tf.minimum(tf.reduce_sum(tf.cast(legal, tf.int32), -1), config.max_num_considered_actions),
-        inputs.num_simulations,
-        room,
+
+    def root_scores(stats: Stats, considered_visit: tf.Tensor) -> tf.Tensor:
+        scores = tf.maximum(-1e9, noise + logits + completed_q_values(stats, config))
+        allowed = legal & (stats.visits == tf.cast(considered_visit, tf.float32)[:, None])
+        return tf.where(allowed, scores, -math.inf)
+
+    halving = Halving.start(legal, inputs.num_simulations, config.max_num_considered_actions)
+    rules = Rules(
+        root_scores=lambda stats, state: root_scores(stats, state.visit),
+        scores=lambda stats: improved_policy_gaps(stats, config),
+        first_root_state=halving,
+        next_root_state=lambda state: state.next(inputs.num_simulations),
+        are_local=True,
     )
+    tree = grow(root, prior, inputs.num_simulations, recurrent_inference, rules, discount, room)
+    action = best_action(root_scores(tree.root, tf.reduce_max(tree.root.visits, -1)))
+    action_weights = masked_softmax(logits + completed_q_values(tree.root, config), legal)
+    return _outputs(tree, action, action_weights, prior, action)
 
-    def root_scores(tree: Tree, considered_visit: tf.Tensor) -> tf.Tensor:
-        q_values = completed_q_values(tree, tf.zeros_like(inputs.num_simulations), config)
-        scores = tf.maximum(-1e9, noise + logits + q_values)
-        allowed = legal & (tree.children_visits[:, 0] == considered_visit[:, None])
-        return tf.where(allowed, scores, -float("inf"))
 
-    def select(tree: Tree, nodes: tf.Tensor, is_root: tf.Tensor) -> tf.Tensor:
-        simulation = tf.minimum(tf.reduce_sum(tree.children_visits[:, 0], -1), room - 1)
-        considered = tf.gather(schedule, simulation, batch_dims=1)
-        scores = tf.where(
-            is_root, root_scores(tree, considered), improved_policy_gaps(tree, nodes, config)
-        )
-        return best_action(scores)
-
-    tree = run(tree, inputs.num_simulations, recurrent_inference, select, discount)
-    visits = tree.children_visits[:, 0]
-    action = best_action(root_scores(tree, tf.reduce_max(visits, -1)))
-    q_values = completed_q_values(tree, tf.zeros_like(inputs.num_simulations), config)
+def _outputs(
+    tree: Tree, action: tf.Tensor, action_weights: tf.Tensor, prior: tf.Tensor, best: tf.Tensor
+) -> dict[str, tf.Tensor]:
     return {
         "action": action,
-        "action_weights": masked_softmax(logits + q_values, legal),
-        "value": tree.values[:, 0],
-        "visit_counts": visits,
-        "q_values": tree.q_values[:, 0],
+        "action_weights": action_weights,
+        "value": tree.root.value,
+        "visit_counts": tf.cast(tree.root.visits, tf.int32),
+        "q_values": tree.root.q_values,
         "prior": prior,
-        "principal_variation": principal_variation(tree, action),
+        "principal_variation": principal_variation(tree, best),
     }
 
 
-class Tree(NamedTuple):
-    """B trees, as in the numpy form."""
+class Halving(NamedTuple):
+    """Sequential halving: where each row is, and so which actions it considers.
 
-    hidden_states: tf.Tensor  # [B, N, …]
-    prior: tf.Tensor  # [B, N, A]
-    raw_values: tf.Tensor  # [B, N]
-    values: tf.Tensor  # [B, N]
-    rewards: tf.Tensor  # [B, N]
-    visits: tf.Tensor  # [B, N]
-    parents: tf.Tensor  # [B, N]
-    actions: tf.Tensor  # [B, N]
-    children: tf.Tensor  # [B, N, A]
-    children_visits: tf.Tensor  # [B, N, A]
-    q_values: tf.Tensor  # [B, N, A]
-    min_q: tf.Tensor  # [B]
-    max_q: tf.Tensor  # [B]
+    Of the actions considered all are tried equally often, then the better half, and so on.
+    """
 
+    visit: tf.Tensor  # [B] actions with so many visits are considered
+    considered: tf.Tensor  # [B] how many actions
+    tries: tf.Tensor  # [B] left in this round, in which each of them is tried once
+    repeats: tf.Tensor  # [B] rounds left with as many actions
+    halvings: tf.Tensor  # [B] in all
 
-Select = Callable[[Tree, tf.Tensor, tf.Tensor], tf.Tensor]
+    @classmethod
+    def start(cls, legal: tf.Tensor, num_simulations: tf.Tensor, most: int) -> Halving:
+        considered = tf.minimum(tf.reduce_sum(tf.cast(legal, tf.int32), -1), most)
+        powers = tf.constant([2**i for i in range(31)], tf.int32)
+        halvings = tf.reduce_sum(tf.cast(considered[:, None] > powers, tf.int32), -1)
+        considered = tf.maximum(1, considered)
+        repeats = tf.maximum(1, num_simulations // tf.maximum(1, halvings * considered))
+        return cls(tf.zeros_like(considered), considered, considered, repeats, halvings)
 
-
-def plant(root: Any, prior: tf.Tensor, room: int) -> Tree:
-    hidden_state, _, value, _ = root
-    batch, actions = tf.shape(prior)[0], prior.shape[1]
-
-    def with_room(first: tf.Tensor) -> tf.Tensor:
-        rest = tf.zeros(tf.concat([[batch, room], tf.shape(first)[1:]], 0), first.dtype)
-        joined = tf.concat([first[:, None], rest], 1)
-        return tf.ensure_shape(joined, [first.shape[0], room + 1, *first.shape[1:]])
-
-    nodes, edges = tf.zeros([batch, room + 1]), tf.zeros([batch, room + 1, actions])
-    return Tree(
-        hidden_states=with_room(hidden_state),
-        prior=with_room(prior),
-        raw_values=with_room(value),
-        values=with_room(value),
-        rewards=nodes,
-        visits=with_room(tf.ones_like(value, tf.int32)),
-        parents=tf.cast(nodes, tf.int32) - 1,
-        actions=tf.cast(nodes, tf.int32) - 1,
-        children=tf.cast(edges, tf.int32) - 1,
-        children_visits=tf.cast(edges, tf.int32),
-        q_values=edges,
-        min_q=tf.fill([batch], float("inf")),
-        max_q=tf.fill([batch], -float("inf")),
-    )
-
-
-def run(
-    tree: Tree,
-    num_simulations: tf.Tensor,
-    recurrent_inference: RecurrentInference,
-    select: Select,
-    discount: float,
-) -> Tree:
-    """Grows the trees, each row by its `num_simulations`."""
-
-    def body(simulation: tf.Tensor, tree: Tree) -> tuple[tf.Tensor, Tree]:
-        running = num_simulations > simulation
-        parent, action = simulate(tree, select, running)
-        tree = expand(tree, recurrent_inference, simulation + 1, parent, action)
-        return simulation + 1, backward(tree, simulation + 1, running, discount)
-
-    most = tf.reduce_max(num_simulations)
-    _, tree = tf.while_loop(lambda simulation, _: simulation < most, body, (0, tree))
-    return tree
-
-
-def simulate(tree: Tree, select: Select, running: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Walks each running row from its root to an action never tried: its node and the action."""
-
-    def body(walking: tf.Tensor, parent: tf.Tensor, action: tf.Tensor, depth: tf.Tensor) -> Any:
-        child = tf.gather(tf.gather(tree.children, parent, batch_dims=1), action, batch_dims=1)
-        parent = tf.where(walking & (depth > 0), child, parent)
-        chosen = tf.where(walking, select(tree, parent, depth == 0), action)
-        child = tf.gather(tf.gather(tree.children, parent, batch_dims=1), chosen, batch_dims=1)
-        return walking & (child >= 0), parent, chosen, depth + 1
-
-    start = tf.zeros_like(running, tf.int32)
-    _, parent, action, _ = tf.while_loop(
-        lambda walking, *_: tf.reduce_any(walking), body, (running, start, start, 0)
-    )
-    return parent, action
-
-
-def expand(
-    tree: Tree,
-    recurrent_inference: RecurrentInference,
-    node: tf.Tensor,
-    parent: tf.Tensor,
-    action: tf.Tensor,
-) -> Tree:
-    """Adds `node` to all rows: what the network says follows from `action` in `parent`."""
-    output = recurrent_inference(tf.gather(tree.hidden_states, parent, batch_dims=1), action)
-    hidden_state, reward, value, policy_logits = output
-    return tree._replace(
-        hidden_states=_write(tree.hidden_states, node, hidden_state),
-        prior=_write(tree.prior, node, tf.nn.softmax(policy_logits)),
-        raw_values=_write(tree.raw_values, node, value),
-        values=_write(tree.values, node, value),
-        rewards=_write(tree.rewards, node, reward),
-        visits=_write(tree.visits, node, tf.ones_like(parent)),
-        parents=_write(tree.parents, node, parent),
-        actions=_write(tree.actions, node, action),
-    )
-
-
-def backward(tree: Tree, node: tf.Tensor, running: tf.Tensor, discount: float) -> Tree:
-    """Carries the value of `node` up to the root of each running row."""
-    child = tf.where(running, tf.fill(tf.shape(running), node), 0)
-    edge = tf.stack([_rows(child), _at(tree.parents, child), _at(tree.actions, child)], -1)
-    edge = tf.where(running[:, None], edge, tf.shape(tree.children, tf.int32))
-    tree = tree._replace(children=_scatter(tree.children, edge, child))
-
-    def body(tree: Tree, child: tf.Tensor, value: tf.Tensor) -> Any:
-        walking = child > 0
-        reward = _at(tree.rewards, child)
-        parent = tf.where(walking, _at(tree.parents, child), 0)
-        action = tf.where(walking, _at(tree.actions, child), 0)
-        value = reward + discount * value
-        visits = tf.cast(_at(tree.visits, parent), tf.float32)
-        mean = (_at(tree.values, parent) * visits + value) / (visits + 1)
-        q_value = reward + discount * _at(tree.values, child)
-        edge = tf.stack([_rows(child), parent, action], -1)
-        edge = tf.where(walking[:, None], edge, tf.shape(tree.children, tf.int32))
-        here = edge[:, :2]
-        tree = tree._replace(
-            values=_scatter(tree.values, here, mean),
-            visits=_scatter(tree.visits, here, tf.cast(visits, tf.int32) + 1),
-            q_values=_scatter(tree.q_values, edge, q_value),
-            children_visits=_scatter(
-                tree.children_visits,
-                edge,
-                tf.gather(_at(tree.children_visits, parent), action, batch_dims=1) + 1,
-            ),
-            min_q=tf.where(walking, tf.minimum(tree.min_q, q_value), tree.min_q),
-            max_q=tf.where(walking, tf.maximum(tree.max_q, q_value), tree.max_q),
+    def next(self, num_simulations: tf.Tensor) -> Halving:
+        """After one more simulation."""
+        round_over = self.tries == 1
+        halve = round_over & (self.repeats == 1) & (self.halvings > 0)
+        considered = tf.where(halve, tf.maximum(2, self.considered // 2), self.considered)
+        repeats = tf.maximum(1, num_simulations // tf.maximum(1, self.halvings * considered))
+        return Halving(
+            visit=tf.where(round_over, self.visit + 1, self.visit),
+            considered=considered,
+            tries=tf.where(round_over, considered, self.tries - 1),
+            repeats=tf.where(halve, repeats, tf.where(round_over, self.repeats - 1, self.repeats)),
+            halvings=self.halvings,
         )
-        return tree, parent, value
-
-    tree, _, _ = tf.while_loop(
-        lambda _, child, __: tf.reduce_any(child > 0),
-        body,
-        (tree, child, _at(tree.values, child)),
-    )
-    return tree
 
 
-def _at(array: tf.Tensor, nodes: tf.Tensor) -> tf.Tensor:
-    return tf.gather(array, nodes, batch_dims=1)
-
-
-def _rows(like: tf.Tensor) -> tf.Tensor:
-    return tf.range(tf.shape(like)[0])
-
-
-def _scatter(array: tf.Tensor, indices: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    return tf.raw_ops.TensorScatterUpdate(
-        tensor=array, indices=indices, updates=values, bad_indices_policy="IGNORE"
-    )
-
-
-def _write(array: tf.Tensor, node: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    rows = tf.range(tf.shape(values)[0])
-    indices = tf.stack([rows, tf.fill(tf.shape(rows), node)], -1)
-    return tf.tensor_scatter_nd_update(array, indices, values)
-
-
-def puct_scores(tree: Tree, nodes: tf.Tensor, config: SearchConfig) -> tf.Tensor:
+def puct_scores(stats: Stats, config: SearchConfig) -> tf.Tensor:
     """`[B, A]` MuZero's upper confidence bounds: what is worth a visit."""
-    visits = tf.cast(_at(tree.visits, nodes), tf.float32)[:, None]
-    pb_c = config.pb_c_init + tf.math.log((visits + config.pb_c_base + 1) / config.pb_c_base)
-    children_visits = tf.cast(_at(tree.children_visits, nodes), tf.float32)
-    exploration = tf.sqrt(visits) * pb_c * _at(tree.prior, nodes) / (children_visits + 1)
+    total = stats.node_visits
+    pb_c = config.pb_c_init + tf.math.log((total + (config.pb_c_base + 1)) / config.pb_c_base)
+    exploration = (tf.sqrt(total) * pb_c)[:, None] * stats.prior / (stats.visits + 1)
     normalized = {"siblings": normalized_by_siblings, "tree": normalized_by_tree}
-    return exploration + normalized[config.normalization](tree, nodes)
+    return exploration + normalized[config.normalization](stats)
 
 
-def normalized_by_siblings(tree: Tree, nodes: tf.Tensor) -> tf.Tensor:
-    q_values, value = _at(tree.q_values, nodes), _at(tree.values, nodes)[:, None]
-    visited = _at(tree.children_visits, nodes) > 0
-    known = tf.where(visited, q_values, value)
+def normalized_by_siblings(stats: Stats) -> tf.Tensor:
+    """`[B, A]` Q-values scaled to [0, 1] by the node's value and its actions'; 0 if unvisited."""
+    visited, value = stats.visits > 0, stats.value[:, None]
+    known = tf.where(visited, stats.q_values, value)
     low = tf.minimum(value, tf.reduce_min(known, -1, keepdims=True))
     high = tf.maximum(value, tf.reduce_max(known, -1, keepdims=True))
-    return tf.where(visited, (q_values - low) / tf.maximum(high - low, EPSILON), 0)
+    return tf.where(visited, (stats.q_values - low) / tf.maximum(high - low, EPSILON), 0)
 
 
-def normalized_by_tree(tree: Tree, nodes: tf.Tensor) -> tf.Tensor:
-    visited = _at(tree.children_visits, nodes) > 0
-    q_values = _at(tree.q_values, nodes)
-    low, high = tree.min_q[:, None], tree.max_q[:, None]
-    return tf.where(visited, (q_values - low) / tf.maximum(high - low, EPSILON), 0)
+def normalized_by_tree(stats: Stats) -> tf.Tensor:
+    """`[B, A]` Q-values scaled to [0, 1] by all that the tree has seen; 0 if unvisited."""
+    visited, low, high = stats.visits > 0, stats.low[:, None], stats.high[:, None]
+    return tf.where(visited, (stats.q_values - low) / tf.maximum(high - low, EPSILON), 0)
 
 
-def improved_policy_gaps(tree: Tree, nodes: tf.Tensor, config: SearchConfig) -> tf.Tensor:
+def improved_policy_gaps(stats: Stats, config: SearchConfig) -> tf.Tensor:
     """`[B, A]` how far each action's share of the visits is behind the improved policy's."""
-    visits = tf.cast(_at(tree.children_visits, nodes), tf.float32)
-    q_values = completed_q_values(tree, nodes, config)
+    q_values = completed_q_values(stats, config)
     highest = tf.reduce_max(q_values, -1, keepdims=True)
-    improved = _at(tree.prior, nodes) * tf.exp(q_values - highest)
+    improved = stats.prior * tf.exp(q_values - highest)
     improved = improved / tf.maximum(tf.reduce_sum(improved, -1, keepdims=True), TINY)
-    return improved - visits / (1 + tf.reduce_sum(visits, -1, keepdims=True))
+    return improved - stats.visits / stats.node_visits[:, None]
 
 
-def completed_q_values(tree: Tree, nodes: tf.Tensor, config: SearchConfig) -> tf.Tensor:
+def completed_q_values(stats: Stats, config: SearchConfig) -> tf.Tensor:
     """`[B, A]` scaled Q-values, in place of those unvisited a mean of network and search."""
-    visits = tf.cast(_at(tree.children_visits, nodes), tf.float32)
-    q_values, visited = _at(tree.q_values, nodes), visits > 0
-    prior = tf.where(visited, tf.maximum(_at(tree.prior, nodes), TINY), 0)
-    total = tf.reduce_sum(visits, -1, keepdims=True)
+    visited, total = stats.visits > 0, (stats.node_visits - 1)[:, None]
+    prior = tf.where(visited, tf.maximum(stats.prior, TINY), 0)
     prior_sum = tf.where(total > 0, tf.reduce_sum(prior, -1, keepdims=True), 1)
-    weighted_q = tf.reduce_sum(prior * q_values / prior_sum, -1, keepdims=True)
-    raw_value = _at(tree.raw_values, nodes)[:, None]
-    completed = tf.where(visited, q_values, (raw_value + total * weighted_q) / (total + 1))
+    weighted_q = tf.reduce_sum(prior * stats.q_values / prior_sum, -1, keepdims=True)
+    mixed = (stats.raw_value[:, None] + total * weighted_q) / (total + 1)
+    completed = tf.where(visited, stats.q_values, mixed)
     low = tf.reduce_min(completed, -1, keepdims=True)
     high = tf.reduce_max(completed, -1, keepdims=True)
-    scale = config.value_scale * (config.maxvisit_init + tf.reduce_max(visits, -1, keepdims=True))
+    most = tf.reduce_max(stats.visits, -1, keepdims=True)
+    scale = config.value_scale * (config.maxvisit_init + most)
     return scale * ((completed - low) / tf.maximum(high - low, EPSILON))
-
-
-def considered_visits(
-    num_considered: tf.Tensor, num_simulations: tf.Tensor, room: int
-) -> tf.Tensor:
-    """`[B, S]` sequential halving: simulation s tries an action with so many visits."""
-    powers = tf.constant([2**i for i in range(31)], tf.int32)
-    rounds = tf.reduce_sum(tf.cast(num_considered[:, None] > powers, tf.int32), -1)
-
-    def extra(considered: tf.Tensor) -> tf.Tensor:
-        return tf.maximum(1, num_simulations // tf.maximum(1, rounds * considered))
-
-    considered = tf.maximum(1, num_considered)
-    visit = tf.zeros_like(considered)
-    tries, repeats = considered, extra(considered)
-    schedule = []
-    for _ in range(room):
-        schedule.append(visit)
-        tries -= 1
-        visit = tf.where(tries == 0, visit + 1, visit)
-        repeats = tf.where(tries == 0, repeats - 1, repeats)
-        halve = (repeats == 0) & (rounds > 0)
-        considered = tf.where(halve, tf.maximum(2, considered // 2), considered)
-        repeats = tf.where(halve, extra(considered), repeats)
-        tries = tf.where(tries == 0, considered, tries)
-    return tf.stack(schedule, -1)
-
-
-def best_action(scores: tf.Tensor) -> tf.Tensor:
-    """`[B]` the first of the highest scores."""
-    return tf.argmax(scores, -1, output_type=tf.int32)
 
 
 def masked_softmax(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
@@ -430,14 +274,24 @@ def sample_action(
 
 def principal_variation(tree: Tree, action: tf.Tensor) -> tf.Tensor:
     """`[B, D]` the line of play expected from `action` on, by visits; −1 past its end."""
-    node, line = tf.zeros_like(action), []
-    for _ in range(MAX_PRINCIPAL_VARIATION):
-        line.append(action)
-        child = tf.gather(
-            _at(tree.children, tf.maximum(node, 0)), tf.maximum(action, 0), batch_dims=1
-        )
-        node = tf.where(action >= 0, child, -1)
-        visits = _at(tree.children_visits, tf.maximum(node, 0))
-        goes_on = (node >= 0) & (tf.reduce_max(visits, -1) > 0)
-        action = tf.where(goes_on, best_action(visits), -1)
-    return tf.stack(line, -1)
+    batch, actions = batch_size(action), tree.root.prior.shape[1]
+    rows = tf.range(batch)
+    parents = tf.reshape(tree.edge_from_parent, [-1, batch])
+    depths = tf.range(MAX_PRINCIPAL_VARIATION)
+
+    def body(depth: tf.Tensor, line: tf.Tensor, edge: tf.Tensor) -> Any:
+        action = tf.where(edge >= 0, edge % actions, -1)
+        line = tf.where(depths == depth, action[:, None], line)
+        nodes = tf.range(tf.shape(parents)[0])[:, None]
+        node = tf.reduce_max(tf.where((parents == edge) & (nodes > 0), nodes, 0), 0)
+        visits = tf.gather(tree.edges, node * batch + rows)[:, 1]
+        goes_on = (node > 0) & (tf.reduce_max(visits, -1) > 0)
+        return depth + 1, line, tf.where(goes_on, node * actions + best_action(visits), -1)
+
+    line = tf.zeros_like(depths) - tf.ones_like(action)[:, None]
+    _, line, _ = tf.while_loop(
+        lambda depth, _, edge: (depth < MAX_PRINCIPAL_VARIATION) & tf.reduce_any(edge >= 0),
+        body,
+        (0, line, action),
+    )
+    return line
