@@ -202,6 +202,22 @@ def test_wrong_games_are_refused_by_name(change, message):
     assert len(buffer) == 0  # nothing of it
 
 
+def test_players_take_turns():
+    config = make_config(num_players=2)
+    rng = np.random.default_rng(0)
+    twice = make_game(config, 3, rng, to_play=np.array([0, 1, 1], np.int32))
+    buffer = ReplayBuffer(config)
+    with pytest.raises(GameError, match="the players must take turns"):
+        buffer.add(twice)
+    # either may begin, and the next game with whoever ended the last
+    buffer.add(
+        [
+            make_game(config, n, rng, to_play=np.arange(1, n + 1, dtype=np.int32) % 2)
+            for n in (1, 3, 2)
+        ]
+    )
+
+
 def test_a_game_larger_than_the_window_is_refused():
     config = make_config(max_size=10)
     with pytest.raises(GameError, match=r"11 positions are more than replay\.max_size, 10"):

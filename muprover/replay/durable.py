@@ -39,6 +39,7 @@ class DurableReplay:
         self.buffer = ReplayBuffer(config, first_key=time.time_ns() // 1000)
         self._store = Store(folder, config.contract)
         self._flushed = Counters()
+        self._disk_fails = False
         started = time.monotonic()
         try:
             self._store.load(self._load)
@@ -71,9 +72,8 @@ class DurableReplay:
         counters = self._counters_after(games)
         records = [record for added in accepted for record in added.records]
         try:
-            self._store.append([*records, _counters_record(counters)])
+            self._append([*records, _counters_record(counters)])
         except DiskError as error:
-            log.error("%s", error.strerror)
             return [error if isinstance(outcome, Added) else outcome for outcome in outcomes]
         self._flushed = counters
         self._insert(games)
@@ -90,16 +90,29 @@ class DurableReplay:
         """Brings the counters on the disk up to date."""
         counters = replace(self.buffer.counters)
         if counters != self._flushed:
-            self._store.append([_counters_record(counters)])
+            self._append([_counters_record(counters)])
             self._flushed = counters
 
     def close(self) -> None:
         try:
             self.flush()
-        except DiskError as error:
-            log.error("the last counts are lost: %s", error.strerror)
+        except DiskError:
+            log.error("the last counts are not on the disk")
         finally:
             self._store.close()
+
+    def _append(self, records: Sequence[tuple[int, bytes]]) -> None:
+        """As `Store.append`; says once that the disk fails, and once that it works again."""
+        try:
+            self._store.append(records)
+        except DiskError as error:
+            if not self._disk_fails:
+                log.error("%s", error.strerror)
+            self._disk_fails = True
+            raise
+        if self._disk_fails:
+            log.info("the disk takes games again")
+        self._disk_fails = False
 
     def _check(
         self, request: Sequence[replay_pb2.GameHistory], seen: set[tuple[int, int]]

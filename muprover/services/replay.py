@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 SERVICE = replay_pb2.DESCRIPTOR.services_by_name["ReplayService"].full_name
 ADMIT_SECONDS = 20.0  # of one long poll
 AGENT_SECONDS = 60.0  # that an agent counts as connected after a call
+GRACE_SECONDS = 2.0  # for calls to end; those that wait are ended at once
 ADD_BYTES = 8 << 20  # of one message's games, unless a single one has more
 GAMES_AT_ONCE = 64  # of a backup and of its restore
 
@@ -280,7 +281,7 @@ async def serve_until(
     servicer = ReplayServicer(config, replay, rng)
     replay_pb2_grpc.add_ReplayServiceServicer_to_server(servicer, server.grpc)
     writing = asyncio.create_task(servicer.write())
-    async with server.running():
+    async with server.running(GRACE_SECONDS):
         await server.set_serving(True)
         log.info("replay of %s on port %d, store %s", config.game.name, server.port, folder)
         if on_ready:
