@@ -12,33 +12,34 @@ kept as far as they went, and finished ones are held until replay has them.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from muprover.agent_metrics import (
-    ENVIRONMENT_SECONDS,
+    ENVIRONMENT_WAIT,
     MOVES,
+    NETWORK_WAIT,
     QUEUED,
     REFUSED,
     SEARCH_SECONDS,
     WAIT_SECONDS,
-    count_result,
+    TimedEnvironments,
+    count_results,
     count_search,
 )
 from muprover.config import Config
-from muprover.environment import Environments, TimeStep
+from muprover.environment import Environments
 from muprover.game import Game
 from muprover.history import GameHistory
 from muprover.policy import Policy, PolicyOutput, SearchInputs
@@ -51,6 +52,8 @@ from muprover.services.waiting import Patience, Stopped, passes, persist, stop_o
 log = logging.getLogger(__name__)
 
 GAMES_PER_ADD = 256  # at most, in one message
+LINGER_SECONDS = 0.05  # that a finished game waits for others to be sent with it
+ADMISSION_SECONDS = 0.1  # that a yes of the replay server holds
 QUEUED_PER_GAME = 4  # segments that may wait to be sent, for each game in play
 ATTEMPT_SECONDS = 2.0  # of a call to a server that is away, before the agent looks around
 ADMIT_SECONDS = 20.0  # at most, of one question
@@ -181,13 +184,19 @@ class Agent:
         num_groups = len(environments)
         self._stop = stop
         self._uploader = Uploader(replay, QUEUED_PER_GAME * sum(map(len, environments)))
-        self._admission = Admission(replay, name, num_groups, self._uploader, stop)
+        self._admission = Admission(replay, name, self._uploader, stop)
         limits = [None] * num_groups if max_games is None else shares(max_games, num_groups)
         self._groups = []
         for number, (games, limit) in enumerate(zip(environments, limits, strict=True)):
-            may_start = partial(self._admission.may_start, number)
-            play = Games(TimedEnvironments(games), config, rng.spawn(1)[0], name, may_start, limit)
-            group = Group(number, play, policy, self._uploader, self._admission, stop)
+            play = Games(
+                TimedEnvironments(games),
+                config,
+                rng.spawn(1)[0],
+                name,
+                self._admission.may_start,
+                limit,
+            )
+            group = Group(f"group-{number}", play, policy, self._uploader, self._admission, stop)
             self._groups.append(group)
 
     def run(self, set_serving: Callable[[bool], None] | None = None) -> int:
@@ -215,16 +224,15 @@ class Group(threading.Thread):
 
     def __init__(
         self,
-        number: int,
+        name: str,
         games: Games,
         policy: Policy,
         uploader: Uploader,
         admission: Admission,
         stop: threading.Event,
     ) -> None:
-        super().__init__(name=f"group-{number}", daemon=True)
+        super().__init__(name=name, daemon=True)
         self.failed = False
-        self._number = number
         self._games = games
         self._policy = policy
         self._uploader = uploader
@@ -257,7 +265,7 @@ class Group(threading.Thread):
         try:
             inputs = self._games.search_inputs()
             if inputs is None:
-                self._admission.wait(self._number)
+                self._admission.wait()
                 return not self._stop_event.is_set()
             output = self._search(inputs)
             if self._stop_event.is_set():
@@ -268,13 +276,12 @@ class Group(threading.Thread):
             if not error.is_transient:
                 raise
             self._uploader.put(self._games.break_off(output))
-            WAIT_SECONDS.labels("environment").inc(self._environment_patience.wait(error))
+            ENVIRONMENT_WAIT.inc(self._environment_patience.wait(error))
             return True
         self._environment_patience.rewarded()
         self._uploader.put(progress.segments)
         MOVES.inc(progress.num_moves)
-        for result in progress.results:
-            count_result(result)
+        count_results(progress.results)
         return True
 
     def _search(self, inputs: SearchInputs) -> PolicyOutput:
@@ -286,12 +293,12 @@ class Group(threading.Thread):
             except ServiceError as error:
                 if not passes(error):
                     raise
-                WAIT_SECONDS.labels("network").inc(time.perf_counter() - start)
-                WAIT_SECONDS.labels("network").inc(self._network_patience.wait(error))
+                NETWORK_WAIT.inc(time.perf_counter() - start)
+                NETWORK_WAIT.inc(self._network_patience.wait(error))
                 continue
             self._network_patience.rewarded()
             seconds = time.perf_counter() - start
-            WAIT_SECONDS.labels("network").inc(seconds)
+            NETWORK_WAIT.inc(seconds)
             SEARCH_SECONDS.observe(seconds)
             count_search(inputs, output)
             return output
@@ -306,6 +313,7 @@ class Uploader(threading.Thread):
         self.failed = False
         self._replay = replay
         self._room = room
+        self._enough = min(GAMES_PER_ADD, room // 2)  # to be sent without waiting for more
         self._changed = threading.Condition()
         self._waiting: deque[GameHistory] = deque()
         self._ending = False
@@ -341,9 +349,12 @@ class Uploader(threading.Thread):
                     QUEUED.set(len(self._waiting))
 
     def _next(self) -> list[GameHistory]:
-        """What to send next, as soon as there is something; nothing if that was all."""
+        """What to send next: as much as comes together in a moment; nothing if that was all."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ending)
+            self._changed.wait_for(
+                lambda: len(self._waiting) >= self._enough or self._ending, LINGER_SECONDS
+            )
             return list(islice(self._waiting, GAMES_PER_ADD))
 
     def _send(self, games: Sequence[GameHistory]) -> None:
@@ -364,12 +375,13 @@ class Uploader(threading.Thread):
 class Admission(threading.Thread):
     """Asks the replay server, one question at a time, whether more games may begin.
 
-    A yes holds for one lock step of each group; when one has used it, the next question is asked,
-    while searches run. While too many finished games wait to be sent, none may begin.
+    A yes holds until it is first used, and a moment longer. In that moment the next question is
+    asked, so that nobody waits for an answer while there is room. While too many finished games
+    wait to be sent, none may begin.
     """
 
     def __init__(
-        self, replay: Replay, agent: str, num_groups: int, uploader: Uploader, stop: threading.Event
+        self, replay: Replay, agent: str, uploader: Uploader, stop: threading.Event
     ) -> None:
         super().__init__(name="admission", daemon=True)
         self._replay = replay
@@ -377,70 +389,42 @@ class Admission(threading.Thread):
         self._uploader = uploader
         self._stop_event = stop
         self._changed = threading.Condition()
-        self._everyone = frozenset(range(num_groups))
-        self._admitted: frozenset[int] = frozenset()
+        self._until = 0.0  # the last yes holds; infinite while it is not used
 
-    def may_start(self, group: int) -> bool:
-        """Whether games of `group` may begin in this lock step."""
+    def may_start(self) -> bool:
+        """Whether games may begin now."""
         with self._changed:
-            refused = self._uploader.is_full or self._stop_event.is_set()
-            if refused or group not in self._admitted:
+            if self._uploader.is_full or self._stop_event.is_set() or not self._holds():
                 return False
-            self._admitted -= {group}
-            self._changed.notify_all()
+            if self._until == math.inf:
+                self._until = time.monotonic() + ADMISSION_SECONDS
+                self._changed.notify_all()
             return True
 
-    def wait(self, group: int) -> None:
-        """Returns when games of `group` may begin, or after a while."""
+    def wait(self) -> None:
+        """Returns when games may begin, or after a while."""
         start = time.perf_counter()
         reason = "add" if self._uploader.is_full else "admit"
         with self._changed:
-            if self._uploader.is_full:
+            if reason == "add":
                 self._changed.wait(GLANCE_SECONDS)
             else:
-                self._changed.wait_for(lambda: group in self._admitted, GLANCE_SECONDS)
+                self._changed.wait_for(self._holds, GLANCE_SECONDS)
         WAIT_SECONDS.labels(reason).inc(time.perf_counter() - start)
 
     def run(self) -> None:
         with suppress(Stopped):
             while not self._stop_event.is_set():
                 with self._changed:
-                    self._changed.wait_for(lambda: self._admitted != self._everyone)
+                    self._changed.wait_for(lambda: self._until != math.inf)
                 if persist(self._ask, self._stop_event):
                     with self._changed:
-                        self._admitted = self._everyone
+                        self._until = math.inf
                         self._changed.notify_all()
+                    self._stop_event.wait(ADMISSION_SECONDS / 2)
+
+    def _holds(self) -> bool:
+        return time.monotonic() < self._until
 
     def _ask(self) -> bool:
         return self._replay.admit(self._agent, ADMIT_SECONDS, self._stop_event)
-
-
-class TimedEnvironments(Environments):
-    """Environments of which each call is measured."""
-
-    def __init__(self, environments: Environments) -> None:
-        self._environments = environments
-
-    def __len__(self) -> int:
-        return len(self._environments)
-
-    def reset(self, rows: ArrayLike, seeds: ArrayLike) -> TimeStep:
-        with self._timed():
-            return self._environments.reset(rows, seeds)
-
-    def step(self, rows: ArrayLike, actions: ArrayLike) -> TimeStep:
-        with self._timed():
-            return self._environments.step(rows, actions)
-
-    def close(self) -> None:
-        self._environments.close()
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - start
-            ENVIRONMENT_SECONDS.observe(seconds)
-            WAIT_SECONDS.labels("environment").inc(seconds)
