@@ -134,35 +134,43 @@ def build_network(game: Game, seed: int) -> MuZeroNetwork:
 
 
 def mlp_network(config: Config) -> MuZeroNetwork:
-    """Dense layers; the hidden state `[hidden_size]` is changed by residual steps."""
+    """Dense layers, as many and as large as the settings say."""
     options = config.network
     assert isinstance(options, MLPConfig)
+    sizes = (options.hidden_size, options.layer_size, options.num_layers)
+    return MuZeroNetwork(config, *dense_models(config, *sizes))
+
+
+def dense_models(
+    config: Config, hidden_size: int = 64, layer_size: int = 128, num_layers: int = 1
+) -> tuple[keras.Model, keras.Model, keras.Model]:
+    """Representation, dynamics and prediction of dense layers; the hidden state `[hidden_size]` is
+    changed by residual steps."""
+    options = config.network
     actions = config.game.num_actions
 
     def layers(x: Any) -> Any:
-        for _ in range(options.num_layers):
-            x = keras.layers.Dense(options.layer_size, "relu", kernel_initializer="he_normal")(x)
+        for _ in range(num_layers):
+            x = keras.layers.Dense(layer_size, "relu", kernel_initializer="he_normal")(x)
         return x
 
     observation = keras.Input(config.game.network_observation_shape)
     x = layers(keras.layers.Flatten()(observation))
-    representation = keras.Model(
-        observation, scale_to_unit(keras.layers.Dense(options.hidden_size)(x))
-    )
+    representation = keras.Model(observation, scale_to_unit(keras.layers.Dense(hidden_size)(x)))
 
-    hidden = keras.Input((options.hidden_size,))
+    hidden = keras.Input((hidden_size,))
     action = keras.Input((), dtype="int32")
     x = layers(keras.ops.concatenate([hidden, keras.ops.one_hot(action, actions)], axis=-1))
-    following = scale_to_unit(hidden + keras.layers.Dense(options.hidden_size)(x))
+    following = scale_to_unit(hidden + keras.layers.Dense(hidden_size)(x))
     dynamics = keras.Model(
         [hidden, action], [following, head(x, bins(options.reward_support.size))]
     )
 
-    hidden = keras.Input((options.hidden_size,))
+    hidden = keras.Input((hidden_size,))
     x = layers(hidden)
     outputs = [head(x, actions), head(x, bins(options.value_support.size))]
     prediction = keras.Model(hidden, outputs)
-    return MuZeroNetwork(config, representation, dynamics, prediction)
+    return representation, dynamics, prediction
 
 
 def resnet_network(config: Config) -> MuZeroNetwork:
