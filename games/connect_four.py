@@ -17,11 +17,11 @@ from muprover.config import (
     Config,
     EvaluationConfig,
     GameConfig,
+    GoalConfig,
     ReplayConfig,
     ResNetConfig,
     SearchConfig,
     SelfPlayConfig,
-    SupportConfig,
     TrainingConfig,
 )
 from muprover.environment import Environment, TimeStep
@@ -120,11 +120,24 @@ def make_config() -> Config:
             actions_shape=(COLUMNS,),
         ),
         search=SearchConfig(num_simulations=32, max_num_simulations=200, dirichlet_alpha=1.0),
-        network=ResNetConfig(num_channels=32, value_support=SupportConfig(limit=1, size=5)),
-        training=TrainingConfig(batch_size=256, num_unroll_steps=5, td_steps=42, ema_decay=0.999),
-        replay=ReplayConfig(max_size=400_000, min_size_to_sample=20_000),
-        self_play=SelfPlayConfig(
-            games_per_agent=128, random_opening_fraction=0.3, random_opening_moves=8
+        network=ResNetConfig(num_channels=32),
+        training=TrainingConfig(
+            batch_size=256,
+            num_unroll_steps=4,
+            td_steps=42,
+            learning_rate=4e-3,
+            learning_rate_schedule="exponential",
+            learning_rate_decay_steps=30_000,
+            ema_decay=0.999,
         ),
-        evaluation=EvaluationConfig(mcts_simulations=1000),
+        replay=ReplayConfig(max_size=400_000, min_size_to_sample=20_000, samples_per_insert=3.0),
+        self_play=SelfPlayConfig(
+            games_per_agent=128, random_opening_fraction=0.5, random_opening_moves=12
+        ),
+        evaluation=EvaluationConfig(
+            num_simulations=200,
+            mcts_simulations=1000,
+            watch_share=0.05,
+            goal=GoalConfig(metric="optimal_moves", at_least=0.92),
+        ),
     )

@@ -207,7 +207,7 @@ class ReplayConfig(Settings):
     samples_per_insert: PositiveFloat | None = 4.0
     """Positions sampled for each one inserted; None: no limit either way."""
     samples_per_insert_tolerance: PositiveFloat = 0.1
-    """Of the limit, as a share of what `min_size_to_sample` inserts allow (and a batch at least)."""
+    """Of the limit, as a share of what `min_size_to_sample` inserts allow; a batch at least."""
     priority_exponent: NonNegative = 0.0
     """0 samples uniformly."""
     importance_exponent: Fraction = 0.0
@@ -264,6 +264,8 @@ class EvaluationConfig(Settings):
     """Of the opponent that searches with the true rules."""
     random_opening_moves: Annotated[int, Field(ge=0)] = 2
     """At most so many before a match begins, so that its games differ."""
+    watch_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Of its time that a watching evaluator works; it shares the network server with self-play."""
     goal: GoalConfig | None = None
 
 

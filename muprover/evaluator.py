@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -162,6 +163,7 @@ class Evaluator:
         output: Path | None = None,
     ) -> None:
         self._goal = game.config.evaluation.goal
+        self._share = game.config.evaluation.watch_share
         self._evaluation = evaluation
         self._measures = measures
         self._agents = agents
@@ -170,12 +172,19 @@ class Evaluator:
         self._in_a_row = 0
 
     def watch(self) -> None:
-        """Evaluates the newest version whenever there is another, until told to stop."""
+        """Evaluates the newest version whenever there is another, until told to stop.
+
+        Takes no more than its share of the time, but does not pause once the goal is in sight.
+        """
         version = None
         while not self._stop.is_set():
+            pause = POLL_SECONDS
             if self._newest().version != version:
+                started = time.monotonic()
                 version = self.evaluate_newest().result.version
-            self._stop.wait(POLL_SECONDS)
+                if not self._in_a_row:
+                    pause += (time.monotonic() - started) * (1 / self._share - 1)
+            self._stop.wait(pause)
 
     def evaluate_newest(self) -> Record:
         """Evaluates the newest version there is, from beginning to end.
