@@ -128,17 +128,21 @@ serve(load_game(game), int(port), logdir=Path(logdir), metrics_port=int(metrics_
 class ReplayProcess:
     """A server of `make_config(**settings)`, whose store is in `folder`."""
 
-    def __init__(self, folder: Path, metrics: bool = False, **settings) -> None:
+    def __init__(
+        self, folder: Path, *, port: int = 0, metrics: bool = False, running=True, **settings
+    ) -> None:
         self.folder = folder
         self.config = make_config(**settings)
-        self.port = free_port()
+        self.port = port or free_port()
         self.metrics_port = free_port() if metrics else 0
         self.log = folder / "log"
         folder.mkdir(exist_ok=True)
         self._game = folder / "made_up.py"
         tests = str(Path(__file__).parent)
         self._game.write_text(GAME_FILE.format(tests=tests, settings=settings))
-        self.start()
+        self.process = None
+        if running:
+            self.start()
 
     @property
     def address(self) -> str:
@@ -160,7 +164,7 @@ class ReplayProcess:
         return self
 
     def __exit__(self, *_) -> None:
-        if self.process.poll() is None:
+        if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
 
@@ -171,7 +175,7 @@ class ReplayThread:
     def __init__(self, folder: Path, **settings) -> None:
         self.config = make_config(**settings)
         self.port = 0
-        self._folder = folder
+        self._folder = folder / "store"
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()

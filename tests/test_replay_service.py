@@ -318,8 +318,7 @@ def test_memory_stays_flat_however_much_comes_in(start, connect):
 
 
 def test_clients_wait_for_a_server_that_starts_later(start, connect):
-    process = start(ReplayProcess)
-    process.end(signal.SIGKILL)
+    process = start(ReplayProcess, running=False)
     replay = connect(process)
     thread, answers = run(replay.add, make_games(process.config, [5], rng()))
     time.sleep(0.5)
@@ -342,16 +341,12 @@ def test_without_a_server_the_message_says_where_it_should_be():
     replay.close()
 
 
-def test_a_port_or_a_store_in_use_is_an_error_in_words(start, connect, tmp_path):
-    process = start(ReplayProcess)
-    connect(process).connect()
-    second = ReplayProcess.__new__(ReplayProcess)
-    vars(second).update(vars(process))
-    for port, words in ((process.port, "is in use"), (0, "is open in another process")):
-        second.port, second.log = port, tmp_path / "second.log"
-        second.start()
-        assert second.process.wait(20) != 0
-        assert words in second.log.read_text()
+def test_a_port_or_a_store_in_use_is_an_error_in_words(tmp_path):
+    with ReplayThread(tmp_path) as first:
+        for port, words in ((first.port, "is in use"), (0, "is open in another process")):
+            with ReplayProcess(tmp_path, port=port) as second:
+                assert second.process.wait(20) != 0
+                assert words in second.log.read_text()
 
 
 def test_metrics_tell_what_happens(server, connect):

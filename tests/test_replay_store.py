@@ -219,7 +219,7 @@ while True:
 def test_after_kill_9_every_acknowledged_game_is_there(tmp_path):
     acknowledged: list[int] = []
     inserted = sampled = 0
-    for seed in range(3):
+    for seed in range(2):
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path), str(seed)],
             stdout=subprocess.PIPE,
