@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
+from environment_servers import environment_server
+from fake_network import FakeNetwork
 from perfect import PerfectPolicy, first_legal
 
-from muprover.evaluation import Evaluation
+from muprover.evaluation import AgentPlayer, Evaluation
+from muprover.evaluation.oracles import exam_of_all_positions
 from muprover.evaluation.report import Record, report, summary
-from muprover.evaluator import Evaluator, Served, choose_measures, remote_environments
+from muprover.evaluator import (
+    Evaluator,
+    Served,
+    ServedAgents,
+    choose_measures,
+    remote_environments,
+    run,
+)
 from muprover.game import load_game
 from muprover.policy import PolicyOutput, SearchInputs
 from muprover.services import waiting
@@ -179,3 +190,37 @@ def test_people_read_what_was_found(perfect):
 def test_lost_lines_are_named():
     record = record_of(first_legal, "lost_lines")
     assert f"{record.result.metrics['lost_lines']} lines are lost" in report(record)
+
+
+def test_the_served_agent_is_evaluated_over_the_wire(perfect, tmp_path, capsys):
+    output = tmp_path / "evaluations.jsonl"
+    with FakeNetwork(perfect, GAME.config, version=4) as network, ThreadPoolExecutor() as pool:
+        options = {"network": network.address, "matches": False}
+        assert pool.submit(run, GAME, output=output, **options).result(60) == 0
+        assert "no line is lost: proven" in capsys.readouterr().out
+        assert pool.submit(run, GAME, as_json=True, **options).result(60) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["version"] == 4
+    assert record["training_step"] == 40
+    assert record["metrics"] == {"lost_lines": 0, "optimal_moves": 1.0}
+    assert json.loads(output.read_text())["metrics"] == record["metrics"]
+
+
+def test_searches_name_the_version_they_are_of(perfect):
+    with FakeNetwork(perfect, GAME.config, version=4) as network:
+        agents = ServedAgents(network.address, "muprover", GAME.config)
+        served = agents.newest()
+        network.version = 5  # and 4 is gone
+        with pytest.raises(ServiceError, match="version 4 is not served"):
+            AgentPlayer(served.policy, 5).choose(exam_of_all_positions(GAME).view)
+        assert agents.newest().version == 5
+        agents.close()
+
+
+def test_episodes_are_played_on_the_environment_server():
+    game = load_game("random_tictactoe", overrides=["evaluation.num_episodes=20"])
+    with environment_server(game) as address:
+        there = Evaluation(game, 3, remote_environments(game, address))
+        assert there.run(first_legal, ["mean_return"]).mean_return == (
+            Evaluation(game, 3).run(first_legal, ["mean_return"]).mean_return
+        )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from fake_network import FakeNetwork
 from perfect import PerfectPolicy, first_legal
 
 from muprover.config import SettingsError
@@ -171,3 +172,12 @@ def test_the_agent_plays_as_it_is_evaluated():
     evening("4", "quit", policy=remember, num_simulations=42)
     assert asked[0].num_simulations.tolist() == [42]
     assert asked[0].exploration.tolist() == asked[0].temperature.tolist() == [0]
+
+
+def test_the_agent_may_be_on_a_server():
+    terminal = Terminal("4", "?", "quit")
+    with FakeNetwork(first_legal, GAME.config) as network:
+        status = run(GAME, network=network.address, read=terminal.read, write=terminal.write)
+    assert status == 0
+    assert "agent: 0" in terminal.text
+    assert "visits   value  prior  policy" in terminal.text
