@@ -10,10 +10,10 @@ import grpc
 import numpy as np
 import pytest
 from environment_servers import environment_server, game_of, plain_server
-from muprover.games.tictactoe import TicTacToe
 
 from muprover.environment import Environment, Environments, TimeStep
 from muprover.game import load_game
+from muprover.games.tictactoe import TicTacToe
 from muprover.services.environment_check import check, print_check
 from muprover.services.environment_streams import RequestError, Streams
 from muprover.tensors import from_tensor, to_tensor
