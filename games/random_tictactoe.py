@@ -1,7 +1,6 @@
 """Tic-tac-toe for one player: the opponent, inside the environment, moves at random."""
 
 import numpy as np
-from muprover.games.tictactoe import TicTacToe
 
 from muprover.config import (
     Config,
@@ -16,6 +15,7 @@ from muprover.config import (
     TrainingConfig,
 )
 from muprover.environment import Environment, TimeStep
+from muprover.games.tictactoe import TicTacToe
 
 
 class RandomTicTacToe(Environment):
