@@ -10,6 +10,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+
 from muprover.v1.environment_pb2 import DescribeResponse, PlayResponse
 from muprover.v1.environment_pb2_grpc import (
     EnvironmentServiceServicer,
