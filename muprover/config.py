@@ -286,6 +286,11 @@ class Config(Settings):
         return -self.training.discount if self.game.num_players == 2 else self.training.discount
 
     @property
+    def games_per_search(self) -> int:
+        """That an agent sends at once: it plays in two groups, one searched while the other moves."""
+        return (self.self_play.games_per_agent + 1) // 2
+
+    @property
     def evaluation_simulations(self) -> int:
         return self.evaluation.num_simulations or self.search.num_simulations
 

@@ -21,6 +21,7 @@ from muprover.logs import configure_logging
 from muprover.progress import Monitor, describe_evaluation, make_display
 from muprover.runfolder import MODEL_NAME, RunFolder, machine, new_folder
 from muprover.serving_config import (
+    BATCHING_CONFIG,
     MODELS_CONFIG,
     MONITORING_CONFIG,
     ModelSettings,
@@ -166,6 +167,7 @@ class Run:
                 *("network", "--port", port_of(network), "--rest-api-port", port_of(rest)),
                 *("--model-config-file", str(files[MODELS_CONFIG])),
                 *("--monitoring-config-file", str(files[MONITORING_CONFIG])),
+                *("--enable-batching", "--batching-parameters-file", str(files[BATCHING_CONFIG])),
                 *("--file-system-poll-wait-seconds", "0.25"),
                 *("--enable-serialization-as-tensor-content", *self._network_threads()),
             ],
@@ -277,7 +279,9 @@ class Run:
             ModelSettings(MODEL_NAME, str(self.folder.models.resolve()), VersionPolicy("latest", 2))
         ]
         games = self.options.num_games or self.game.config.self_play.games_per_agent
-        files = write_configs(self.folder.serving, models, {1, (games + 1) // 2, games, 2 * games})
+        group = max((games + 1) // 2, self.game.config.games_per_search)  # each is compiled
+        sizes = {group} if self.options.agents == 1 else {group, 2 * group}
+        files = write_configs(self.folder.serving, models, sizes)
         commands = {
             "stock binary": stock_command(files, port, rest_port),
             "its Docker image": docker_command(files, self.folder.models, port, rest_port),

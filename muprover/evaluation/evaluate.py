@@ -79,7 +79,8 @@ class Evaluation:
     def run(self, policy: Policy, measures: Iterable[str]) -> EvaluationResult:
         """What `measures` find of `policy`, every time with the same random numbers."""
         start = time.monotonic()
-        player = AgentPlayer(policy, self._game.config.evaluation_simulations)
+        config = self._game.config
+        player = AgentPlayer(policy, config.evaluation_simulations, config.games_per_search)
         ways = {
             "lost_lines": self._lost_lines,
             "optimal_moves": self._optimal_moves,

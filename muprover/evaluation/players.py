@@ -51,15 +51,17 @@ class AgentPlayer:
 
     name = "agent"
 
-    def __init__(self, policy: Policy, num_simulations: int) -> None:
+    def __init__(self, policy: Policy, num_simulations: int, max_batch: int = MAX_BATCH) -> None:
         self._policy = policy
+        self._max_batch = max_batch
         self._num_simulations = num_simulations
         self.version: int | None = None
 
     def choose(self, view: View) -> NDArray[np.int32]:
+        size = self._max_batch
         actions = [
-            self._search(view.observation[i : i + MAX_BATCH], view.legal_actions[i : i + MAX_BATCH])
-            for i in range(0, len(view.observation), MAX_BATCH)
+            self._search(view.observation[i : i + size], view.legal_actions[i : i + size])
+            for i in range(0, len(view.observation), size)
         ]
         return np.concatenate(actions)
 

@@ -113,7 +113,11 @@ class Trainer:
                 raise SettingsError(f"cannot use folder {folder}: {error.strerror}") from None
         self._checkpoints = self.training.checkpoint(logdir / "checkpoints")
         self._exporter = Exporter(
-            self.training.network, game.config, saved_models, keep=keep_exports
+            self.training.network,
+            game.config,
+            saved_models,
+            keep=keep_exports,
+            warmup_batch_sizes=(game.config.games_per_search,),
         )
         self._writer = tf.summary.create_file_writer(str(logdir / "tensorboard"))
         self._symmetries = Symmetries(game.config.game)
