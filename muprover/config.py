@@ -287,7 +287,7 @@ class Config(Settings):
 
     @property
     def games_per_search(self) -> int:
-        """That an agent sends at once: it plays in two groups, one searched while the other moves."""
+        """Of an agent, which plays in two groups: one is searched while the other moves."""
         return (self.self_play.games_per_agent + 1) // 2
 
     @property
