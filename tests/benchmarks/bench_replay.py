@@ -3,10 +3,11 @@
     python tests/benchmarks/bench_replay.py [--seconds 1.5] [--json FILE]
 
 Games are made up, in the shapes of real ones. "Gather" reads what a batch needs from plain arrays
-in memory with numpy, indices given: the least that any buffer in numpy could do.
+in memory with numpy, places given: the least that any buffer in numpy could do.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -67,16 +68,17 @@ def some_games(config, positions, seed=0):
 
 
 def gather(config, rng):
-    """Reads a batch from plain arrays."""
+    """Reads batches from plain arrays, at other places each time."""
     game, steps = config.game, config.training.num_unroll_steps + 1
     size, stack = config.replay.max_size, game.num_stacked_frames
     observation = np.ones((size, *game.observation_shape), game.observation_dtype)
     policy = np.ones((size, game.num_actions), np.float32)
     scalars = [np.ones(size, np.float32) for _ in range(4)]  # action, reward, value, mask
-    at = rng.integers(stack, size - steps, BATCH)
-    unroll, past = at[:, None] + np.arange(steps), at[:, None] - np.arange(stack)
+    places = itertools.cycle(rng.integers(stack, size - steps, (100, BATCH)))
 
     def read():
+        at = next(places)
+        unroll, past = at[:, None] + np.arange(steps), at[:, None] - np.arange(stack)
         frames = observation.take(past if stack > 1 else at, axis=0)
         stacked = np.concatenate([frames[:, i] for i in range(stack)], -1) if stack > 1 else frames
         return stacked, policy.take(unroll, axis=0), [s.take(unroll) for s in scalars]
