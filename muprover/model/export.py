@@ -45,6 +45,7 @@ FUNCTIONS = ("search", "initial_inference", "recurrent_inference", "about")
 MANIFEST = Path("assets.extra/muprover.json")
 WARMUP = Path("assets.extra/tf_serving_warmup_requests")
 VARIABLES = "variables/variables"
+OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 STAGING = ".tmp-"  # no number, so no server takes it for a version
 ABANDONED_SECONDS = 3600.0  # where folders cannot be locked
 
@@ -170,7 +171,7 @@ class Exporter:
         (folder / VARIABLES).parent.mkdir()
         tf.raw_ops.SaveV2(
             prefix=str(folder / VARIABLES),
-            tensor_names=[*self._keys, "_CHECKPOINTABLE_OBJECT_GRAPH"],
+            tensor_names=[*self._keys, OBJECT_GRAPH],
             shape_and_slices=[""] * (len(self._keys) + 1),
             tensors=[*tensors, self._object_graph],
         )
@@ -305,9 +306,9 @@ def _checkpoint_layout(folder: str, num_weights: int) -> tuple[list[str], tf.Ten
     reader = tf.train.load_checkpoint(f"{folder}/{VARIABLES}")
     keys = [f"weights/{i}/.ATTRIBUTES/VARIABLE_VALUE" for i in range(num_weights)]
     names = set(reader.get_variable_to_dtype_map())
-    if names != {*keys, "_CHECKPOINTABLE_OBJECT_GRAPH"}:
+    if names != {*keys, OBJECT_GRAPH}:
         raise ExportError(f"the SavedModel's checkpoint holds {sorted(names)}, not just weights")
-    return keys, tf.constant(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+    return keys, tf.constant(reader.get_tensor(OBJECT_GRAPH))
 
 
 def _read_files(folder: Path, skip: str) -> dict[str, bytes]:

@@ -68,6 +68,14 @@ class Key(NamedTuple):
     num_simulations: int
 
 
+class Choice(NamedTuple):
+    """A batch that may run: the first of some tasks, as the plan says."""
+
+    key: Key
+    tasks: list[Task]
+    plan: Plan
+
+
 class Batch(NamedTuple):
     key: Key
     tasks: list[Task]
@@ -155,7 +163,7 @@ class Batcher:
 
     def _take(self) -> tuple[Batch | None, float | None]:
         """The batch whose first task has waited longest; if there is none, how long to wait."""
-        chosen: tuple[float, Key, Plan] | None = None
+        chosen: Choice | None = None
         wait = None
         now = time.monotonic()
         for key in list(self._queues):
@@ -168,10 +176,10 @@ class Batcher:
             if left > 0:
                 wait = left if wait is None else min(wait, left)
                 continue
-            plan = self._plan(key, queue)
-            if plan is not None and (chosen is None or queue[0].arrived < chosen[0]):
-                chosen = queue[0].arrived, key, plan
-        return (None, wait) if chosen is None else (self._pop(chosen[1], chosen[2]), None)
+            choice = self._choose(key, queue)
+            if choice and (chosen is None or choice.tasks[0].arrived < chosen.tasks[0].arrived):
+                chosen = choice
+        return (None, wait) if chosen is None else (self._pop(chosen), None)
 
     def _seconds_until_due(self, queue: deque[Task], now: float) -> float:
         """Before a batch that is not full may run."""
@@ -181,24 +189,30 @@ class Batcher:
             return 0.0
         return queue[0].arrived + self._options.timeout - now
 
-    def _plan(self, key: Key, queue: deque[Task]) -> Plan | None:
-        """How many tasks to take and the size to run at; None until that is compiled."""
+    def _choose(self, key: Key, queue: deque[Task]) -> Choice | None:
+        """What of a queue may run; tasks for which no size is compiled let others pass."""
         sizes = key.function.sizes
         if sizes is None:
-            return Plan(1, 1)
-        plan = sizes.plan([task.rows for task in queue])
-        if plan is None:
-            self._request_compilation(key, sizes.target(queue[0].rows))
-        return plan
+            return Choice(key, [queue[0]], Plan(1, 1))
+        tasks = [task for task in queue if sizes.runnable(task.rows) is not None]
+        if len(tasks) < len(queue):
+            large = next(task for task in queue if sizes.runnable(task.rows) is None)
+            self._request_compilation(key, sizes.target(large.rows))
+        plan = sizes.plan([task.rows for task in tasks])
+        return None if plan is None else Choice(key, tasks, plan)
 
-    def _pop(self, key: Key, plan: Plan) -> Batch:
-        queue = self._queues[key]
-        if key.function.sizes is not None:
-            key.function.sizes.observe([task.rows for task in queue], plan)
-            wanted = key.function.sizes.wanted()
+    def _pop(self, choice: Choice) -> Batch:
+        """Takes the tasks of the chosen batch off their queue."""
+        key, candidates, plan = choice
+        sizes, queue = key.function.sizes, self._queues[key]
+        if sizes is not None:
+            sizes.observe([task.rows for task in candidates], plan)
+            wanted = sizes.wanted()
             if wanted is not None:
                 self._request_compilation(key, wanted)
-        tasks = [queue.popleft() for _ in range(plan.num_requests)]
+        tasks = candidates[: plan.num_requests]
+        for task in tasks:
+            queue.remove(task)
         if queue:
             self._may_run.notify()  # another thread may take the rest
         else:

@@ -10,7 +10,7 @@ import logging
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
@@ -165,23 +165,6 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server(("" if host == "::" else host, port), family=family)
 
 
-class _Kind(NamedTuple):
-    """JSON values that an element of a tensor may be."""
-
-    types: tuple[type, ...]
-    numpy_kinds: str
-
-
-def _kind(dtype: tf.DType) -> _Kind:
-    if dtype == tf.bool:
-        return _Kind((bool,), "b")
-    if dtype == tf.string:
-        return _Kind((str,), "OU")
-    if dtype.is_integer:
-        return _Kind((int,), "iu")
-    return _Kind((int, float), "iuf")
-
-
 def _read_json(body: bytes) -> dict[str, Any]:
     if not body:
         refuse(_INVALID, "JSON Parse error: The document is empty")
@@ -273,38 +256,37 @@ def _to_array(name: str, value: Any, info: Any) -> Array:
     dtype = tf.dtypes.as_dtype(info.dtype)
     if dtype == tf.string:
         return np.array(_map_leaves(value, _to_bytes), object)
-    kind = _kind(dtype)
+    types = _python_types(dtype)
+    _map_leaves(value, lambda leaf: _check_leaf(leaf, types, dtype))
     try:
         array = np.array(value)
     except (ValueError, OverflowError):
         refuse(_INVALID, f"{name}: Encountered list at unexpected size or level")
-    if array.size and array.dtype.kind not in kind.numpy_kinds:
-        _refuse_leaf(value, kind, dtype)
     try:
         converted: Array = array.astype(dtype.as_numpy_dtype)
     except (ValueError, OverflowError):
         refuse(_INVALID, f"{name}: a number does not fit into {dtype.name}")
-    if kind.numpy_kinds == "iu" and not (converted == array).all():
+    if dtype.is_integer and not (converted == array).all():
         refuse(_INVALID, f"{name}: a number does not fit into {dtype.name}")
     return converted
 
 
-def _refuse_leaf(value: Any, kind: _Kind, dtype: tf.DType) -> NoReturn:
-    """Names the first element of a wrong type."""
+def _python_types(dtype: tf.DType) -> tuple[type, ...]:
+    """Of JSON values that an element of a tensor may be."""
+    if dtype == tf.bool:
+        return (bool,)
+    return (int,) if dtype.is_integer else (int, float)
 
-    def check(leaf: Any) -> Any:
-        is_bool = isinstance(leaf, bool)
-        if not isinstance(leaf, kind.types) or is_bool != (kind.types == (bool,)):
-            names = {bool: str(leaf), str: "String", dict: "Object", type(None): "Null"}
-            refuse(
-                _INVALID,
-                f"JSON Value: {_shown(leaf)} Type: {names.get(type(leaf), 'Number')} "
-                f"is not of expected type: {dtype.name}",
-            )
-        return leaf
 
-    _map_leaves(value, check)
-    refuse(_INVALID, f"JSON Value: {_shown(value)} is not of expected type: {dtype.name}")
+def _check_leaf(leaf: Any, types: tuple[type, ...], dtype: tf.DType) -> None:
+    if type(leaf) in types:
+        return
+    names = {bool: str(leaf), str: "String", dict: "Object", type(None): "Null"}
+    refuse(
+        _INVALID,
+        f"JSON Value: {_shown(leaf)} Type: {names.get(type(leaf), 'Number')} "
+        f"is not of expected type: {dtype.name}",
+    )
 
 
 def _to_bytes(leaf: Any) -> bytes:

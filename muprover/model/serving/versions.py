@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from muprover.model.export import MANIFEST, VARIABLES, WARMUP
+from muprover.model.export import MANIFEST, OBJECT_GRAPH, VARIABLES, WARMUP
 from muprover.model.serving.batch_sizes import BatchSizes
 from muprover.model.serving.errors import ServingError
 from muprover.model.serving.metrics import Metrics
@@ -227,6 +227,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 def _read_weights(path: Path, keys: Sequence[str]) -> list[tf.Tensor]:
     reader = tf.train.load_checkpoint(str(path / VARIABLES))
+    reader.get_tensor(OBJECT_GRAPH)  # no use for it here, but reading tells whether it is damaged
     with tf.device("CPU"):
         weights = [tf.constant(reader.get_tensor(key)) for key in keys]
     return [tf.identity(w) for w in weights]  # on the device where they will be used

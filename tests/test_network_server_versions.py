@@ -1,0 +1,501 @@
+"""Which versions are served: swaps without a gap, broken versions, policies, labels, reloads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from network_servers import (
+    MODEL,
+    ROWS,
+    network_server,
+    random_weights,
+    search_inputs,
+    tiny_config,
+    tiny_exporter,
+    until,
+)
+from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
+
+from muprover.model.export import MANIFEST, Exporter
+from muprover.model.serving import manager as manager_module
+from muprover.model.serving.errors import ServingError
+from muprover.model.serving.manager import find_versions
+from muprover.model.serving.server import NetworkServer
+from muprover.policy import PolicyOutput
+from muprover.search import make_policy
+from muprover.services.client import ServiceError
+from muprover.services.network import RemoteNetwork, VersionGoneError, remote_search_policy
+from muprover.serving_config import ModelSettings, VersionPolicy, models_config
+
+CONFIG = tiny_config()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
+    return tiny_exporter(tmp_path_factory.mktemp("models"), keep=100)
+
+
+@pytest.fixture
+def exporter(shared: Exporter, tmp_path: Path) -> Exporter:
+    shared._model_dir, shared._keep = tmp_path / "store" / MODEL, 100
+    return shared
+
+
+@pytest.fixture
+def folder(exporter: Exporter) -> Path:
+    return exporter._model_dir
+
+
+@pytest.fixture(scope="module")
+def held(shared: Exporter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the compiled program in memory, so that it is compiled once for all tests here."""
+    programs: Any = {}
+    original = manager_module.Loader.__init__
+
+    def share(self: Any, *args: Any) -> None:
+        original(self, *args)
+        self._programs = programs
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(manager_module.Loader, "__init__", share)
+    yield
+    patch.undo()
+
+
+pytestmark = pytest.mark.usefixtures("held")
+
+
+def remote(server: NetworkServer, **options: Any) -> RemoteNetwork:
+    return RemoteNetwork(f"127.0.0.1:{server.port}", MODEL, CONFIG, **options)
+
+
+def states(server: NetworkServer, name: str = MODEL) -> dict[int, str]:
+    try:
+        return {s.version: s.state.name for s in server.manager.statuses(name)}
+    except ServingError:
+        return {}
+
+
+def same(one: PolicyOutput, other: PolicyOutput) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one[:6], other[:6], strict=True))
+
+
+def test_a_swap_under_load_fails_no_request_and_mixes_no_weights(
+    exporter: Exporter, folder: Path
+) -> None:
+    inputs = search_inputs()
+    exporter.export(1, random_weights(1))
+    with network_server(folder) as server:
+        answers: list[PolicyOutput] = []
+        failures: list[Exception] = []
+        stop = threading.Event()
+
+        def ask() -> None:
+            network = remote(server, patience=0)
+            while not stop.is_set():
+                try:
+                    answers.append(network.policy(inputs, details=True))
+                except Exception as error:
+                    failures.append(error)
+            network.close()
+
+        clients = [threading.Thread(target=ask) for _ in range(3)]
+        for client in clients:
+            client.start()
+        for version in range(2, 12):
+            exporter.export(version, random_weights(version))
+            until(lambda version=version: answers and answers[-1].version == version)
+        stop.set()
+        for client in clients:
+            client.join()
+        assert failures == []
+        assert {answer.version for answer in answers} == set(range(1, 12))
+        expected = {}
+        for version in (10, 11):
+            pinned = server.manager.get(MODEL, version)
+            outputs = pinned.program.function("search").run(pinned.weights, inputs._asdict())
+            expected[version] = {name: outputs[name].numpy() for name in PolicyOutput._fields[:6]}
+        for answer in answers:
+            if answer.version in expected:
+                for name, array in expected[answer.version].items():
+                    assert np.array_equal(getattr(answer, name), array)
+        by_version = {answer.version: answer for answer in answers}
+        assert all(same(answer, by_version[answer.version]) for answer in answers)
+        values = {tuple(answer.value) for answer in by_version.values()}
+        assert len(values) == 11, "every version has its own answer"
+
+
+def test_a_version_of_the_same_graph_is_not_compiled_again(
+    exporter: Exporter, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter.export(1)
+    with network_server(folder) as server:
+        first = server.manager.get(MODEL)
+        spent = server.metrics.compile_seconds._value.get()
+        began = time.monotonic()
+        exporter.export(2, random_weights(2))
+        until(lambda: states(server).get(2) == "AVAILABLE")
+        assert time.monotonic() - began < 3
+        assert server.manager.get(MODEL).program is first.program
+        assert server.metrics.compile_seconds._value.get() == spent
+
+
+def test_a_search_in_the_agent_keeps_to_the_version_of_its_root(
+    exporter: Exporter, folder: Path
+) -> None:
+    exporter.export(1, random_weights(1))
+    inputs = search_inputs()
+    with network_server(folder) as server:
+        network = remote(server)
+        policy = remote_search_policy(network, CONFIG)
+        before = policy(inputs)
+        pinned = network.pinned()
+        search = make_policy(pinned, CONFIG.search, CONFIG.signed_discount)
+        recurrent, calls = pinned.recurrent_inference, []
+
+        def swap_first(hidden_state: Any, action: Any) -> Any:
+            if not calls:
+                exporter.export(2, random_weights(2))
+                until(lambda: states(server).get(2) == "AVAILABLE")
+            calls.append(action)
+            return recurrent(hidden_state, action)
+
+        pinned.recurrent_inference = swap_first  # type: ignore[method-assign]
+        across = search(inputs)
+        assert pinned.version == 1
+        assert same(across, before)
+        after = policy(inputs)
+        assert (before.version, after.version) == (1, 2)
+        assert not same(after, before)
+        # the numpy search over the wire equals the compiled one on the server
+        compiled = network.policy(inputs, details=True)
+        assert np.array_equal(after.visit_counts, compiled.visit_counts)
+        np.testing.assert_allclose(after.value, compiled.value, rtol=1e-5, atol=1e-6)
+        network.close()
+
+
+def test_a_search_whose_version_is_gone_begins_again(exporter: Exporter, folder: Path) -> None:
+    exporter.export(1, random_weights(1))
+    inputs = search_inputs()
+    with network_server(folder, num_versions=1) as server:
+        network = remote(server, patience=5)
+        root = network.initial_inference(inputs.observation)
+        exporter.export(2, random_weights(2))
+        until(lambda: states(server) == {2: "AVAILABLE", 1: "END"})
+        with pytest.raises(VersionGoneError, match=r"Specific\(tiny, 1\)"):
+            network.recurrent_inference(root.hidden_state, np.zeros(ROWS), version=1)
+        original, swapped = network.recurrent_inference, []
+
+        def swap_first(hidden_state: Any, action: Any, version: int | None = None) -> Any:
+            if not swapped:
+                swapped.append(exporter.export(3, random_weights(3)))
+                until(lambda: states(server).get(2) == "END")
+            return original(hidden_state, action, version)
+
+        network.recurrent_inference = swap_first  # type: ignore[method-assign]
+        answer = remote_search_policy(network, CONFIG)(inputs)
+        assert answer.version == 3
+        assert answer.visit_counts is not None
+        assert answer.visit_counts.sum(-1).tolist() == [3] * ROWS
+        network.close()
+
+
+def test_the_newest_versions_are_kept_and_older_ones_end(exporter: Exporter, folder: Path) -> None:
+    for step in (1, 2, 3):
+        exporter.export(step)
+    with network_server(folder, num_versions=2) as server:
+        until(lambda: states(server) == {3: "AVAILABLE", 2: "AVAILABLE"})
+        exporter.export(4)
+        until(lambda: states(server) == {4: "AVAILABLE", 3: "AVAILABLE", 2: "END"})
+
+
+def break_manifest(version: Path) -> None:
+    (version / MANIFEST).write_text("{}")
+
+
+def break_graph(version: Path) -> None:
+    with (version / "saved_model.pb").open("r+b") as file:
+        file.truncate(1000)
+
+
+def break_weights(version: Path) -> None:
+    [data] = (version / "variables").glob("*.data*")
+    contents = bytearray(data.read_bytes())
+    contents[5] ^= 0xFF
+    data.write_bytes(contents)
+
+
+def lose_weights(version: Path) -> None:
+    shutil.rmtree(version / "variables")
+
+
+def empty(version: Path) -> None:
+    shutil.rmtree(version)
+    version.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage", [break_manifest, break_graph, break_weights, lose_weights, empty]
+)
+def test_a_damaged_version_never_replaces_the_one_that_serves(
+    exporter: Exporter, folder: Path, damage: Any
+) -> None:
+    exporter.export(1)
+    aside = folder.parent / "aside"
+    with network_server(
+        folder, num_versions=1, max_load_retries=1, load_retry_seconds=0.05
+    ) as server:
+        shutil.copytree(folder / "1", aside)
+        damage(aside)
+        aside.rename(folder / "2")
+        until(lambda: states(server).get(2) == "END")
+        assert states(server) == {2: "END", 1: "AVAILABLE"}
+        network = remote(server)
+        assert network.policy(search_inputs()).version == 1
+        [damaged] = [s for s in network.status() if s.version == 2]
+        assert damaged.state == "END"
+        assert str(folder / "2") in damaged.error or "damaged" in damaged.error
+        failures = server.metrics.load_failures.labels(MODEL)._value.get()
+        assert failures == 2, "one retry"
+        exporter.export(3)
+        until(lambda: states(server) == {3: "AVAILABLE", 2: "END", 1: "END"})
+        assert network.policy(search_inputs()).version == 3
+        network.close()
+
+
+def test_a_version_that_is_completed_late_is_loaded_by_a_retry(
+    exporter: Exporter, folder: Path
+) -> None:
+    """By copying tools that do not rename."""
+    exporter.export(1)
+    with network_server(folder, load_retry_seconds=0.1, max_load_retries=100) as server:
+        weights = folder / "1" / "variables"
+        shutil.copytree(folder / "1", folder / "2", ignore=shutil.ignore_patterns("variables"))
+        until(lambda: server.metrics.load_failures.labels(MODEL)._value.get() >= 1)
+        assert states(server) == {2: "LOADING", 1: "AVAILABLE"}
+        shutil.copytree(weights, folder / "2" / "variables")
+        until(lambda: states(server)[2] == "AVAILABLE")
+
+
+def test_a_retry_holds_up_no_newer_version(exporter: Exporter, folder: Path) -> None:
+    exporter.export(1)
+    with network_server(folder, load_retry_seconds=3600) as server:
+        empty_version = folder / "2"
+        empty_version.mkdir()
+        until(lambda: states(server).get(2) == "LOADING")
+        exporter.export(3)
+        until(lambda: states(server).get(3) == "AVAILABLE", 10)
+
+
+def test_a_deleted_version_is_unloaded_and_loaded_when_it_is_back(
+    exporter: Exporter, folder: Path
+) -> None:
+    exporter.export(1)
+    exporter.export(2)
+    with network_server(folder) as server:
+        until(lambda: states(server) == {2: "AVAILABLE", 1: "AVAILABLE"})
+        (folder / "2").rename(folder / ".aside")
+        until(lambda: states(server) == {2: "END", 1: "AVAILABLE"})
+        (folder / ".aside").rename(folder / "2")
+        until(lambda: states(server) == {2: "AVAILABLE", 1: "AVAILABLE"})
+
+
+def test_without_its_folder_a_model_goes_on_being_served(
+    exporter: Exporter, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter.export(1)
+    with network_server(folder) as server, caplog.at_level(logging.WARNING):
+        folder.rename(folder.parent / "moved")
+        until(lambda: "Could not find base path" in caplog.text)
+        assert states(server) == {1: "AVAILABLE"}
+        folder.mkdir()
+        until(lambda: states(server) == {1: "END"})
+        until(lambda: not server.manager.is_ready)
+
+
+def test_before_the_first_version_the_server_says_so(exporter: Exporter, folder: Path) -> None:
+    with network_server(folder, wait=False) as server:
+        network = remote(server, patience=0.1)
+        with pytest.raises(ServiceError, match=r"Servable not found.*waited 0.1 s"):
+            network.policy(search_inputs())
+        assert network.status() == []
+        waiting = remote(server, patience=60)
+        box: list[Any] = []
+        thread = threading.Thread(target=lambda: box.append(waiting.wait_until_ready()))
+        thread.start()
+        exporter.export(5)
+        thread.join(60)
+        [about] = box
+        assert (about.version, about.training_step) == (5, 5)
+        network.close()
+        waiting.close()
+
+
+def test_names_that_are_no_numbers_are_no_versions(tmp_path: Path) -> None:
+    for name in ("3", "007", ".tmp-1", "7.partial", "latest", "²", "12"):
+        (tmp_path / name).mkdir()
+    assert find_versions(tmp_path) == {3: tmp_path / "3", 7: tmp_path / "007", 12: tmp_path / "12"}
+
+
+def test_a_specific_version_and_all_versions(exporter: Exporter, folder: Path) -> None:
+    for step in (1, 2, 3):
+        exporter.export(step)
+    specific = ModelSettings(MODEL, str(folder), VersionPolicy("specific", versions=(2,)))
+    everything = ModelSettings("every", str(folder), VersionPolicy("all"))
+    with network_server(folder, models=[specific, everything]) as server:
+        until(lambda: len(states(server, "every")) == 3)
+        assert states(server) == {2: "AVAILABLE"}
+
+
+def test_the_ended_are_forgotten_in_time(
+    exporter: Exporter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager_module, "MAX_ENDED", 3)
+    exporter.export(1)
+    with network_server(folder, num_versions=1) as server:
+        for step in range(2, 9):
+            exporter.export(step)
+            until(lambda step=step: states(server).get(step) == "AVAILABLE")
+        until(lambda: list(states(server)) == [8, 7, 6, 5])
+
+
+def test_labels_name_versions(exporter: Exporter, folder: Path) -> None:
+    exporter.export(1)
+    exporter.export(2)
+    labelled = ModelSettings(MODEL, str(folder), VersionPolicy("all"), {"stable": 1, "next": 3})
+    with network_server(folder, models=[labelled]) as server:
+        until(lambda: states(server) == {2: "AVAILABLE", 1: "AVAILABLE"})
+        assert server.manager.get(MODEL, label="stable").number == 1
+        with pytest.raises(ServingError, match=r"Specific\(tiny, 3\)"):
+            server.manager.get(MODEL, label="next")
+
+
+class Reloader:
+    """`HandleReloadConfigRequest` by the stock client."""
+
+    def __init__(self, server: NetworkServer) -> None:
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
+        self._stub = model_service_pb2_grpc.ModelServiceStub(self._channel)
+
+    def __call__(
+        self, *models: tuple[str, Path], platform: str = "tensorflow", **labels: int
+    ) -> Any:
+        request = model_management_pb2.ReloadConfigRequest()
+        for name, path in models:
+            entry = request.config.model_config_list.config.add(
+                name=name, base_path=str(path), model_platform=platform
+            )
+            entry.version_labels.update(labels)
+        return self._stub.HandleReloadConfigRequest(request, timeout=30)
+
+    def refusal(self, *models: tuple[str, Path], **options: Any) -> tuple[str, str]:
+        with pytest.raises(grpc.RpcError) as caught:
+            self(*models, **options)
+        return caught.value.code().name, caught.value.details()
+
+
+def test_a_reload_adds_and_removes_models(exporter: Exporter, folder: Path) -> None:
+    exporter.export(1)
+    other = folder.parent / "other"
+    shutil.copytree(folder, other)
+    with network_server(folder) as server:
+        reload = Reloader(server)
+        response = reload((MODEL, folder), ("other", other))
+        assert response.status.error_code == 0
+        assert server.manager.get("other").number == 1, "available when the call returns"
+        reload(("other", other))
+        with pytest.raises(ServingError, match=r"Latest\(tiny\)"):
+            server.manager.get(MODEL)
+
+
+def test_a_reload_reads_nothing_outside_the_model_store(
+    exporter: Exporter, folder: Path, tmp_path: Path
+) -> None:
+    exporter.export(1)
+    (folder.parent / "link").symlink_to("/etc")
+    with network_server(folder) as server:
+        reload = Reloader(server)
+        for path in (Path("/etc"), folder / ".." / ".." / "x", folder.parent / "link" / "ssl"):
+            code, message = reload.refusal((MODEL, path))
+            assert code == "INVALID_ARGUMENT"
+            assert "is outside the model store" in message
+        assert server.manager.get(MODEL).number == 1
+
+
+def test_wrong_reloads_are_refused(exporter: Exporter, folder: Path) -> None:
+    exporter.export(1)
+    (folder.parent / "broken" / "1").mkdir(parents=True)
+    with network_server(folder, max_load_retries=0) as server:
+        reload = Reloader(server)
+        assert reload.refusal() == (
+            "INVALID_ARGUMENT",
+            "ServerModelConfig type not supported by HandleReloadConfigRequest."
+            " Only ModelConfigList is currently supported",
+        )
+        code, _ = reload.refusal((MODEL, folder), platform="other")
+        assert code == "FAILED_PRECONDITION"
+        code, _ = reload.refusal((MODEL, folder), platform="")
+        assert code == "INVALID_ARGUMENT"
+        assert reload.refusal((MODEL, folder), canary=9) == (
+            "FAILED_PRECONDITION",
+            "Request to assign label to version 9 of model tiny, which is not currently "
+            "available for inference",
+        )
+        code, message = reload.refusal((MODEL, folder), ("broken", folder.parent / "broken"))
+        assert code == "UNKNOWN"
+        assert message.startswith(
+            "1 servable(s) did not become available: {Name: broken Version: 1}"
+        )
+        assert server.manager.get(MODEL).number == 1
+        reload((MODEL, folder), stable=1)
+        assert server.manager.get(MODEL, label="stable").number == 1
+
+
+def test_the_configuration_file_is_followed(exporter: Exporter, folder: Path) -> None:
+    exporter.export(1)
+    file = folder.parent / "models.config"
+    file.write_text(models_config([ModelSettings(MODEL, str(folder))]))
+    with network_server(
+        folder, model_config_file=str(file), model_config_poll_seconds=0.05
+    ) as server:
+        file.write_text(models_config([ModelSettings("renamed", str(folder))]))
+        until(lambda: states(server, "renamed") == {1: "AVAILABLE"})
+        file.write_text("model_config_list {")  # half-written: models stay as they are
+        time.sleep(0.2)
+        assert states(server, "renamed") == {1: "AVAILABLE"}
+
+
+def test_a_model_that_others_exported_is_served_too(tmp_path: Path) -> None:
+    class Doubler(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec((None,), tf.float32, name="x")])
+        def __call__(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"y": 2 * x}
+
+    module = Doubler()
+    tf.saved_model.save(
+        module, str(tmp_path / "double" / "3"), {"serving_default": module.__call__}
+    )
+    models = [ModelSettings("double", str(tmp_path / "double"))]
+    with network_server(tmp_path, models=models) as server:
+        version = server.manager.get("double")
+        function = version.program.function("serving_default")
+        answer = function.run((), {"x": np.array([1, 2], np.float32)})
+        assert answer["y"].numpy().tolist() == [2, 4]
+
+
+def test_the_manifest_says_what_the_graph_is(exporter: Exporter, folder: Path) -> None:
+    exporter.export(1)
+    manifest = json.loads((folder / "1" / MANIFEST).read_bytes())
+    assert manifest["contract"] == CONFIG.contract
+    assert len(manifest["graph_hash"]) == 64
