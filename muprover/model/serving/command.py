@@ -155,6 +155,7 @@ def read_options(args: argparse.Namespace) -> ServerOptions:
         raise SettingsError(
             "give either --model-config-file FILE or --model-base-path DIR (with --model-name)"
         )
+    _check_ports(args)
     if args.model_config_file:
         models = read_server_models(args.model_config_file)
     else:
@@ -178,6 +179,14 @@ def read_options(args: argparse.Namespace) -> ServerOptions:
         inter_op_threads=args.tensorflow_inter_op_parallelism,
         batching=_batching(args),
     )
+
+
+def _check_ports(args: argparse.Namespace) -> None:
+    least = {"--port": 0, "--rest-api-port": -1, "--metrics-port": 0}
+    given = dict(zip(least, (args.port, args.rest_api_port, args.metrics_port or 0), strict=True))
+    for flag, port in given.items():
+        if not least[flag] <= port <= 65535:
+            raise SettingsError(f"{flag} {port}: a port is a number from {least[flag]} to 65535")
 
 
 def read_server_models(path: str) -> list[ModelSettings]:

@@ -1,0 +1,1 @@
+"""What each command of `muprover` is told on its command line, and whom it calls."""
