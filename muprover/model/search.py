@@ -276,7 +276,7 @@ def principal_variation(tree: Tree, action: tf.Tensor) -> tf.Tensor:
     """`[B, D]` the line of play expected from `action` on, by visits; −1 past its end."""
     batch, actions = batch_size(action), tree.root.prior.shape[1]
     rows = tf.range(batch)
-    parents = tf.reshape(tree.edge_from_parent, [-1, batch])
+    parents = tf.cast(tree.nodes[:, :, 4], tf.int32)
     depths = tf.range(MAX_PRINCIPAL_VARIATION)
 
     def body(depth: tf.Tensor, line: tf.Tensor, edge: tf.Tensor) -> Any:
@@ -284,7 +284,7 @@ def principal_variation(tree: Tree, action: tf.Tensor) -> tf.Tensor:
         line = tf.where(depths == depth, action[:, None], line)
         nodes = tf.range(tf.shape(parents)[0])[:, None]
         node = tf.reduce_max(tf.where((parents == edge) & (nodes > 0), nodes, 0), 0)
-        visits = tf.gather(tree.edges, node * batch + rows)[:, 1]
+        visits = tf.gather_nd(tree.edges, tf.stack([node, rows], -1))[:, 1]
         goes_on = (node > 0) & (tf.reduce_max(visits, -1) > 0)
         return depth + 1, line, tf.where(goes_on, node * actions + best_action(visits), -1)
 

@@ -48,10 +48,8 @@ class Rules(NamedTuple):
 
 class Tree(NamedTuple):
     hidden_states: tf.Tensor  # [N, B, …]
-    edges: tf.Tensor  # [N · B, 3, A] prior, visits, Q-value
-    means: tf.Tensor  # [N · B, 2] value, visits
-    facts: tf.Tensor  # [N · B, 2] reward, raw value
-    edge_from_parent: tf.Tensor  # [N · B]
+    edges: tf.Tensor  # [N, B, 3, A] prior, visits, Q-value
+    nodes: tf.Tensor  # [N, B, 5] value, visits, reward, raw value, edge from the parent
     leaves: tf.Tensor  # [N · B · A] for each edge its leaf (for rules not local its node, or 0)
     root: Stats
     root_leaves: tf.Tensor  # [B, A]
@@ -72,8 +70,9 @@ def grow(
 
     def body(simulation: tf.Tensor, tree: Tree, state: Any) -> Any:
         running = simulation < num_simulations
-        tree, edge, answer, leaf = expand(tree, recurrent_inference, rules, simulation + 1)
-        tree = backward(tree, edge, answer, leaf, running, rules, discount)
+        new = expand(tree, recurrent_inference)
+        tree = backward(tree, simulation + 1, new, running, rules, discount)
+        tree = add_node(tree, simulation + 1, new)
         state = rules.next_root_state(state)
         return simulation + 1, select_leaf(tree, rules, state), state
 
@@ -98,10 +97,8 @@ def plant(root: Any, prior: tf.Tensor, rules: Rules, room: int) -> Tree:
     low = tf.fill([batch], math.inf)
     tree = Tree(
         hidden_states=tf.ensure_shape(hidden_states, [room + 1, *hidden_state.shape]),
-        edges=tf.zeros([size, 3, actions]),
-        means=tf.zeros([size, 2]),
-        facts=tf.zeros([size, 2]),
-        edge_from_parent=tf.fill([size], -1),
+        edges=tf.zeros([room + 1, batch, 3, actions]),
+        nodes=tf.fill([room + 1, batch, 5], -1.0),
         leaves=tf.reshape(nodes + iota, [size * actions]) * untried,
         root=Stats(prior, zeros, zeros, value, tf.ones_like(value), value, low, -low),
         root_leaves=(iota + tf.zeros([batch, 1], tf.int32)) * untried,
@@ -123,8 +120,9 @@ def walk(tree: Tree, rules: Rules, edge: tf.Tensor, node: tf.Tensor) -> tf.Tenso
 
     def body(edge: tf.Tensor, node: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         row = node * batch + tf.range(batch)
-        mean = tf.gather(tree.means, row)
-        action = best_action(rules.scores(stats_at(tree, tree.edges, row, mean[:, 0], mean[:, 1])))
+        action = best_action(
+            rules.scores(stats_at(_flat(tree.edges), _flat(tree.nodes), row, tree.root))
+        )
         edge = tf.where(node > 0, node * actions + action, edge)
         return edge, tf.where(node > 0, tf.gather(tree.leaves, row * actions + action), 0)
 
@@ -132,52 +130,42 @@ def walk(tree: Tree, rules: Rules, edge: tf.Tensor, node: tf.Tensor) -> tf.Tenso
     return edge
 
 
-def stats_at(
-    tree: Tree, edges: tf.Tensor, row: tf.Tensor, value: tf.Tensor, visits: tf.Tensor
-) -> Stats:
-    here = tf.gather(edges, row)
-    raw_value = tf.gather(tree.facts, row)[:, 1]
-    low, high = tree.root.low, tree.root.high
-    return Stats(here[:, 0], here[:, 1], here[:, 2], value, visits, raw_value, low, high)
+def stats_at(edges: tf.Tensor, nodes: tf.Tensor, row: tf.Tensor, root: Stats) -> Stats:
+    here, node = tf.gather(edges, row), tf.gather(nodes, row)
+    prior, visits, q_values = here[:, 0], here[:, 1], here[:, 2]
+    return Stats(prior, visits, q_values, node[:, 0], node[:, 1], node[:, 3], root.low, root.high)
 
 
-def expand(
-    tree: Tree, recurrent_inference: RecurrentInference, rules: Rules, node: tf.Tensor
-) -> tuple[Tree, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Adds `node` to all trees, at the end of their leaf; also answers edge, value and leaf."""
+def expand(tree: Tree, recurrent_inference: RecurrentInference) -> NewNode:
+    """What the network says of the leaf of each tree."""
     batch, actions = batch_size(tree.root.prior), tree.root.prior.shape[1]
-    edge = tree.leaf
-    parent = edge // actions
-    hidden_states = _flat(tree.hidden_states)
-    before = tf.gather(hidden_states, parent * batch + tf.range(batch))
-    answer = recurrent_inference(before, edge - parent * actions)
+    parent = tree.leaf // actions
+    before = tf.gather(_flat(tree.hidden_states), parent * batch + tf.range(batch))
+    answer = recurrent_inference(before, tree.leaf - parent * actions)
     hidden_state, reward, value, policy_logits = answer
-    prior = tf.nn.softmax(policy_logits)
+    return NewNode(tree.leaf, hidden_state, reward, value, policy_logits)
+
+
+def add_node(tree: Tree, index: tf.Tensor, new: NewNode) -> Tree:
+    """Writes the new node of each tree; after `backward`, so that loops can work in place."""
+    prior, ones = tf.nn.softmax(new.policy_logits), tf.ones_like(new.value)
     zeros = tf.zeros_like(prior)
+    edge = tf.cast(new.edge, tf.float32)
 
     def write(array: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        slabs = tf.reshape(array, [-1, batch, *array.shape[1:]])
-        slabs = tf.tensor_scatter_nd_update(slabs, node[None, None], rows[None])
-        return tf.reshape(slabs, tf.shape(array))
+        return tf.tensor_scatter_nd_update(array, index[None, None], rows[None])
 
-    tree = tree._replace(
-        hidden_states=tf.tensor_scatter_nd_update(
-            tree.hidden_states, node[None, None], hidden_state[None]
-        ),
+    return tree._replace(
+        hidden_states=write(tree.hidden_states, new.hidden_state),
         edges=write(tree.edges, tf.stack([prior, zeros, zeros], 1)),
-        means=write(tree.means, tf.stack([value, tf.ones_like(value)], 1)),
-        facts=write(tree.facts, tf.stack([reward, value], 1)),
-        edge_from_parent=write(tree.edge_from_parent, edge),
+        nodes=write(tree.nodes, tf.stack([new.value, ones, new.reward, new.value, edge], 1)),
     )
-    leaf = node * actions + best_action(policy_logits) if rules.are_local else node + 0 * edge
-    return tree, edge, (reward, value), leaf
 
 
 def backward(
     tree: Tree,
-    edge: tf.Tensor,
-    reward_and_value: tuple[tf.Tensor, tf.Tensor],
-    leaf: tf.Tensor,
+    index: tf.Tensor,
+    new: NewNode,
     running: tf.Tensor,
     rules: Rules,
     discount: float,
@@ -185,80 +173,108 @@ def backward(
     """Carries a new node's value up to the root, and the best line's leaf with it."""
     batch, actions = batch_size(tree.root.prior), tree.root.prior.shape[1]
     rows = tf.range(batch)
-    reward, value = reward_and_value
 
-    def body(
-        edges: tf.Tensor,
-        means: tf.Tensor,
-        leaves: tf.Tensor,
-        edge: tf.Tensor,
-        leaf: tf.Tensor,
-        value: tf.Tensor,
-        q_value: tf.Tensor,
-        low: tf.Tensor,
-        high: tf.Tensor,
-    ) -> Any:
+    def body(path: Path) -> tuple[Path]:
         # Rows that have arrived at the root go on writing, to node 0, which nobody reads.
-        node = edge // actions
-        action = edge - node * actions
+        node = path.edge // actions
+        action = path.edge - node * actions
         row = node * batch + rows
-        mean = tf.gather(means, row)
-        visits = mean[:, 1]
-        mean = (mean[:, 0] * visits + value) / (visits + 1)
-        means = _put(means, row, tf.stack([mean, visits + 1], 1))
-        flat = tf.reshape(edges, [-1])
+        known = tf.gather(path.nodes, row)
+        visits, reward = known[:, 1], known[:, 2]
+        value = (known[:, 0] * visits + path.value) / (visits + 1)
+        known = tf.concat([tf.stack([value, visits + 1], 1), known[:, 2:]], 1)
+        nodes = _put(path.nodes, row, known)
         at = row * (3 * actions) + action
-        tried = tf.gather(flat, at + actions) + 1
-        flat = _put(
-            flat,
-            tf.concat([at + actions, at + 2 * actions], 0),
-            tf.concat([tried, q_value], 0),
-        )
-        edges = tf.reshape(flat, tf.shape(edges))
-        leaves = _put(leaves, row * actions + action, leaf)
-        if rules.are_local:
-            best = best_action(rules.scores(stats_at(tree, edges, row, mean, visits + 1)))
-            next_leaf = tf.gather(leaves, row * actions + best)
-        else:
-            next_leaf = node
-        reward = tf.gather(tree.facts, row)[:, 0]
-        below = node > 0
-        return (
+        edges = tf.reshape(path.edges, [-1])
+        tried = tf.gather(edges, at + actions) + 1
+        edges = _put(
             edges,
-            means,
-            leaves,
-            tf.where(below, tf.gather(tree.edge_from_parent, row), edge),
-            tf.where(below, next_leaf, leaf),
-            tf.where(below, reward + discount * value, value),
-            tf.where(below, reward + discount * mean, q_value),
-            tf.minimum(low, q_value),
-            tf.maximum(high, q_value),
+            tf.concat([at + actions, at + 2 * actions], 0),
+            tf.concat([tried, path.q_value], 0),
         )
+        edges = tf.reshape(edges, tf.shape(path.edges))
+        leaves = _put(path.leaves, row * actions + action, path.leaf)
+        if rules.are_local:
+            here = tf.gather(edges, row)
+            stats = Stats(
+                here[:, 0], here[:, 1], here[:, 2], value, visits + 1, known[:, 3], None, None
+            )
+            best = best_action(rules.scores(stats))
+            leaf = tf.gather(leaves, row * actions + best)
+        else:
+            leaf = node
+        below = node > 0
+        path = Path(
+            edges=edges,
+            nodes=nodes,
+            leaves=leaves,
+            edge=tf.where(below, tf.cast(known[:, 4], tf.int32), path.edge),
+            leaf=tf.where(below, leaf, path.leaf),
+            value=tf.where(below, reward + discount * path.value, path.value),
+            q_value=tf.where(below, reward + discount * value, path.q_value),
+            low=tf.minimum(path.low, path.q_value),
+            high=tf.maximum(path.high, path.q_value),
+        )
+        return (path,)
 
-    start = tf.where(running, edge, 0)
-    value = reward + discount * value
-    root = tree.root
-    loop = (tree.edges, tree.means, tree.leaves, start, leaf, value, value, root.low, root.high)
-    edges, means, leaves, edge, leaf, value, q_value, low, high = tf.while_loop(
-        lambda _, __, ___, edge, *____: tf.reduce_any(edge >= actions), body, loop
+    value, root = new.reward + discount * new.value, tree.root
+    start = tf.where(running, new.edge, 0)
+    leaf = (
+        index * actions + best_action(new.policy_logits) if rules.are_local else index + 0 * start
     )
-    tried = running[:, None] & (tf.range(actions) == edge[:, None])
+    path = Path(
+        _flat(tree.edges),
+        _flat(tree.nodes),
+        tree.leaves,
+        start,
+        leaf,
+        value,
+        value,
+        root.low,
+        root.high,
+    )
+    (path,) = tf.while_loop(lambda path: tf.reduce_any(path.edge >= actions), body, (path,))
+    tried = running[:, None] & (tf.range(actions) == path.edge[:, None])
     visits = root.node_visits
     root = root._replace(
         visits=tf.where(tried, root.visits + 1, root.visits),
-        q_values=tf.where(tried, q_value[:, None], root.q_values),
-        value=tf.where(running, (root.value * visits + value) / (visits + 1), root.value),
+        q_values=tf.where(tried, path.q_value[:, None], root.q_values),
+        value=tf.where(running, (root.value * visits + path.value) / (visits + 1), root.value),
         node_visits=tf.where(running, visits + 1, visits),
-        low=tf.where(running, tf.minimum(low, q_value), root.low),
-        high=tf.where(running, tf.maximum(high, q_value), root.high),
+        low=tf.where(running, tf.minimum(path.low, path.q_value), root.low),
+        high=tf.where(running, tf.maximum(path.high, path.q_value), root.high),
     )
     return tree._replace(
-        edges=edges,
-        means=means,
-        leaves=leaves,
+        edges=tf.reshape(path.edges, tf.shape(tree.edges)),
+        nodes=tf.reshape(path.nodes, tf.shape(tree.nodes)),
+        leaves=path.leaves,
         root=root,
-        root_leaves=tf.where(tried, leaf[:, None], tree.root_leaves),
+        root_leaves=tf.where(tried, path.leaf[:, None], tree.root_leaves),
     )
+
+
+class NewNode(NamedTuple):
+    """A node of each tree that is not in it yet."""
+
+    edge: tf.Tensor  # [B] that leads to it
+    hidden_state: tf.Tensor  # [B, …]
+    reward: tf.Tensor  # [B]
+    value: tf.Tensor  # [B]
+    policy_logits: tf.Tensor  # [B, A]
+
+
+class Path(NamedTuple):
+    """`backward` on its way up."""
+
+    edges: tf.Tensor
+    nodes: tf.Tensor
+    leaves: tf.Tensor
+    edge: tf.Tensor  # [B] taken by the path, next to be renewed
+    leaf: tf.Tensor  # [B] below it
+    value: tf.Tensor  # [B] of the path from this edge on, for whom it belongs to
+    q_value: tf.Tensor  # [B] of this edge from now on
+    low: tf.Tensor  # [B]
+    high: tf.Tensor  # [B]
 
 
 def best_action(scores: tf.Tensor) -> tf.Tensor:
