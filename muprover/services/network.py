@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 import numpy as np
@@ -58,13 +58,6 @@ class VersionStatus(NamedTuple):
 
 class VersionGoneError(ServiceError):
     """The version that a search was pinned to is no longer served."""
-
-
-class Pending(Protocol):
-    """An answer on its way."""
-
-    def result(self) -> PolicyOutput:
-        """Waits for it."""
 
 
 class RemoteNetwork:
@@ -149,18 +142,11 @@ class RemoteNetwork:
     ) -> PolicyOutput:
         """A `Policy`: the search in the served model, for all rows in one call; by the newest
         version or a given one."""
-        return self.policy_async(inputs, details, version).result()
-
-    def policy_async(
-        self, inputs: SearchInputs, details: bool = False, version: int | None = None
-    ) -> Pending:
-        """Sends the search off; `result()` of what is answered waits for it, and tries again
-        while the server is away. The caller can step other games in the meantime."""
         wanted = ESSENTIALS + DETAILS if details else ESSENTIALS
         request = self._request(self.signature, inputs._asdict(), wanted)
         if version is not None:
             request.model_spec.version.value = version
-        return _PendingPolicy(self, request)
+        return self._retry(lambda: self._search(request), self._patience)
 
     def initial_inference(self, observation: Array, version: int | None = None) -> NetworkOutput:
         """Of `[B, …]` observations, by the newest version or a given one."""
@@ -204,6 +190,14 @@ class RemoteNetwork:
         request = self._request(signature, inputs, outputs)
         if version is not None:
             request.model_spec.version.value = version
+        return self._send(request)
+
+    def _search(self, request: serving_pb2.PredictRequest) -> PolicyOutput:
+        response = self._send(request)
+        outputs = self._arrays(response, request.output_filter)
+        return PolicyOutput(**outputs, version=response.model_spec.version.value)
+
+    def _send(self, request: serving_pb2.PredictRequest) -> serving_pb2.PredictResponse:
         try:
             response: serving_pb2.PredictResponse = self._predict(request, timeout=self._timeout)
         except grpc.RpcError as error:
@@ -328,27 +322,3 @@ def remote_search_policy(remote: RemoteNetwork, config: Config) -> Policy:
         raise AssertionError("unreachable")
 
     return policy
-
-
-class _PendingPolicy:
-    """A search on its way to the server."""
-
-    def __init__(self, remote: RemoteNetwork, request: serving_pb2.PredictRequest) -> None:
-        self._remote = remote
-        self._request = request
-        self._future = self._send()
-
-    def result(self) -> PolicyOutput:
-        return self._remote._retry(self._receive, self._remote._patience)
-
-    def _send(self) -> Any:
-        return self._remote._predict.future(self._request, timeout=self._remote._timeout)
-
-    def _receive(self) -> PolicyOutput:
-        future, self._future = self._future or self._send(), None
-        try:
-            response = future.result()
-        except grpc.RpcError as error:
-            raise service_error(WHAT, self._remote.address, error) from None
-        outputs = self._remote._arrays(response, self._request.output_filter)
-        return PolicyOutput(**outputs, version=response.model_spec.version.value)
