@@ -116,7 +116,7 @@ class Exporter:
         self._network = network
         self._model_dir = Path(model_dir)
         self._keep = keep
-        sizes = warmup_batch_sizes or (config.self_play.games_per_agent,)
+        sizes = warmup_batch_sizes or (config.games_per_search,)
         model = ServedModel(network, config)
         with tempfile.TemporaryDirectory(prefix="muprover-export-") as folder:
             tf.saved_model.save(

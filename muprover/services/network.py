@@ -146,7 +146,7 @@ class RemoteNetwork:
         request = self._request(self.signature, inputs._asdict(), wanted)
         if version is not None:
             request.model_spec.version.value = version
-        return self._retry(lambda: self._search(request), self._patience)
+        return self._answer(lambda: self._search(request), version)
 
     def initial_inference(self, observation: Array, version: int | None = None) -> NetworkOutput:
         """Of `[B, …]` observations, by the newest version or a given one."""
@@ -171,6 +171,11 @@ class RemoteNetwork:
             outputs = self._arrays(response, NetworkOutput._fields)
             return NetworkOutput(**outputs), response.model_spec.version.value
 
+        return self._answer(call, version)
+
+    def _answer(self, call: Callable[[], Answer], version: int | None) -> Answer:
+        """`call()`, tried again while the server is away; `VersionGoneError` if it no longer
+        serves the version that was asked for."""
         if version is None:
             return self._retry(call, self._patience)
         try:

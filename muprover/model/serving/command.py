@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from muprover.config import SettingsError
+from muprover.services.server import PortError
 from muprover.serving_config import (
     PROMETHEUS_PATH,
     ModelSettings,
@@ -139,14 +141,28 @@ def run(args: argparse.Namespace) -> int:
     except SettingsError as error:
         return _fail(error)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from muprover.model.serving.server import serve_until_signal  # TensorFlow: not for --help
-    from muprover.services.server import PortError
-
     try:
+        _try_ports(options)  # before TensorFlow is loaded, which takes seconds
+        from muprover.model.serving.server import serve_until_signal
+
         serve_until_signal(options)
     except (SettingsError, PortError) as error:
         return _fail(error)
     return 0
+
+
+def listen(host: str, port: int, option: str) -> socket.socket:
+    """On an address, or, for `[::]`, on all of both families; raises `PortError`."""
+    host = host.strip("[]")
+    try:
+        if host == "::" and socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        family = socket.AF_INET6 if ":" in host and host != "::" else socket.AF_INET
+        return socket.create_server(("" if host == "::" else host, port), family=family)
+    except OSError as error:
+        raise PortError(
+            f"port {port} of {option}: {error.strerror or error}; choose another"
+        ) from None
 
 
 def read_options(args: argparse.Namespace) -> ServerOptions:
@@ -155,7 +171,7 @@ def read_options(args: argparse.Namespace) -> ServerOptions:
         raise SettingsError(
             "give either --model-config-file FILE or --model-base-path DIR (with --model-name)"
         )
-    _check_ports(args)
+    _check_port_numbers(args)
     if args.model_config_file:
         models = read_server_models(args.model_config_file)
     else:
@@ -181,7 +197,7 @@ def read_options(args: argparse.Namespace) -> ServerOptions:
     )
 
 
-def _check_ports(args: argparse.Namespace) -> None:
+def _check_port_numbers(args: argparse.Namespace) -> None:
     least = {"--port": 0, "--rest-api-port": -1, "--metrics-port": 0}
     given = dict(zip(least, (args.port, args.rest_api_port, args.metrics_port or 0), strict=True))
     for flag, port in given.items():
@@ -253,6 +269,15 @@ def _boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"must be true or false, not {text}")
     return values[text.lower()]
+
+
+def _try_ports(options: ServerOptions) -> None:
+    """Raises `PortError` for one that is taken."""
+    ports = {"--port": options.port, "--rest-api-port": options.rest_port}
+    ports["--metrics-port"] = options.metrics_port or 0
+    for option, port in ports.items():
+        if port > 0:
+            listen(options.host, port, option).close()
 
 
 def _fail(error: Any) -> int:

@@ -8,7 +8,6 @@ import binascii
 import json
 import logging
 import re
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -26,6 +25,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
+from muprover.model.serving.command import listen
 from muprover.model.serving.errors import HTTP_STATUS, as_serving_error, refuse
 from muprover.model.serving.manager import Manager
 from muprover.model.serving.metrics import Metrics
@@ -36,7 +36,7 @@ from muprover.model.serving.predict import (
     get_metadata,
     get_status,
 )
-from muprover.services.server import MAX_MESSAGE_BYTES, PortError
+from muprover.services.server import MAX_MESSAGE_BYTES
 from muprover.tensors import from_tensor_proto
 
 log = logging.getLogger(__name__)
@@ -69,12 +69,7 @@ class RestServer:
     async def start(self, host: str, port: int, option: str) -> None:
         """Listens; raises `PortError`, naming the command's option, if it cannot."""
         await self._runner.setup()
-        try:
-            listener = _listen(host, port)
-        except OSError as error:
-            raise PortError(
-                f"port {port} of {option}: {error.strerror or error}; choose another"
-            ) from None
+        listener = listen(host, port, option)
         await web.SockSite(self._runner, listener).start()
         self.port = int(listener.getsockname()[1])
 
@@ -155,14 +150,6 @@ class RestServer:
         for alias, array in columns.items():
             request.inputs[alias].CopyFrom(encode(array, as_content=True))
         return request, is_row_format
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """On an address, or, for `::`, on all of both families."""
-    if host == "::" and socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    family = socket.AF_INET6 if ":" in host and host != "::" else socket.AF_INET
-    return socket.create_server(("" if host == "::" else host, port), family=family)
 
 
 def _read_json(body: bytes) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class NetworkServer:
             await asyncio.to_thread(self._batcher.close)
 
     async def _start_rest(self) -> None:
-        host = self._options.host.strip("[]")
+        host = self._options.host
         if self._options.rest_port:
             await self._rest.start(host, max(0, self._options.rest_port), "--rest-api-port")
         if self._options.metrics_port is not None:
