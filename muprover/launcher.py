@@ -2,314 +2,293 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
+import shutil
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from muprover.components import Layout, Ports, make_components
 from muprover.config import SettingsError
 from muprover.game import Game, load_game
 from muprover.logs import configure_logging
-from muprover.progress import Monitor, describe_evaluation, make_display
-from muprover.runfolder import MODEL_NAME, RunFolder, machine, new_folder
-from muprover.serving_config import (
-    BATCHING_CONFIG,
-    MODELS_CONFIG,
-    MONITORING_CONFIG,
-    ModelSettings,
-    VersionPolicy,
-    docker_command,
-    stock_command,
-    write_configs,
-)
+from muprover.progress import Display, Monitor, Snapshot, describe_evaluation, make_display
+from muprover.runfolder import RunFolder, machine, new_folder
 from muprover.supervisor import Component, ComponentError, Supervisor
 
-log = logging.getLogger(__name__)
-
-REACHED, NOT_REACHED, INTERRUPTED = 0, 1, 130
-DEFAULT_MINUTES = 60.0
-LAST_EVALUATION_SECONDS = 120.0  # allowed for, once the trainer has made its last step
 TICK_SECONDS = 0.25
+SNAPSHOT_SECONDS = 1.0
+RESULT_SECONDS = 10.0  # what a launcher that is killed may lose of the time it has counted
+LAST_EVALUATION_SECONDS = 120.0  # allowed for, once the trainer has made its last step
+
+
+class Status(IntEnum):
+    """Exit statuses."""
+
+    REACHED = 0
+    NOT_REACHED = 1
+    INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """The command line of `muprover run`."""
 
-    source: str
+    source: str  # of the game
     settings_file: str | None = None
-    overrides: Sequence[str] = ()
+    overrides: tuple[str, ...] = ()
     name: str | None = None
     runs: Path = Path("runs")
     folder: Path | None = None
     seed: int | None = None
-    time_limit_minutes: float | None = None
-    agents: int = 1
-    num_games: int | None = None
-    min_games: int = 1
-    log_level: str = "info"
+    time_limit_minutes: float = 60.0
+    layout: Layout = field(default_factory=Layout)
 
 
 def launch(options: RunOptions) -> int:
     """Runs all components until the goal is met, the time is up, or Ctrl-C; answers the status."""
     configure_logging("run", "warning")
     folder, game, seed = prepare(options)
-    run = Run(options, folder, game, seed)
-    print(f"run folder: {folder.path}")
-    print(f"goal: {game.config.evaluation.goal or 'none; ends at the time limit'}")
-    status = run.execute()
-    print(run.closing_words(status))
+    with folder.lock() as lock:
+        session = Session(options, folder, game, seed)
+        print(session.opening_words(), flush=True)
+        status = session.run(lock)
+        print(session.closing_words(status))
     return status
 
 
 def prepare(options: RunOptions) -> tuple[RunFolder, Game, int]:
     """The folder of a new run, or of one to be resumed, with its game and seed."""
+    if options.folder:
+        folder = RunFolder(options.folder)
+    else:
+        name = load_game(options.source).name
+        folder = new_folder(options.runs, options.name, name)
+    if folder.exists:
+        return folder, *resume(folder, options)
     game = load_game(options.source, options.settings_file, options.overrides)
-    folder = (
-        RunFolder(options.folder)
-        if options.folder
-        else new_folder(options.runs, options.name, game.name)
-    )
-    if not folder.exists:
-        if folder.path.exists() and any(folder.path.iterdir()):
-            raise SettingsError(
-                f"{folder.path} is not empty and holds no run; choose another --folder or --name"
-            )
-        seed = options.seed or 0
-        return folder, folder.create(game, seed), seed
-    facts = folder.read_facts()
-    if options.seed not in (None, facts["seed"]):
+    seed = options.seed or 0
+    folder.create(game, seed)
+    return folder, folder.load(), seed
+
+
+def resume(folder: RunFolder, options: RunOptions) -> tuple[Game, int]:
+    """The game and the seed of a run that is gone on with; refuses what does not fit it."""
+    seed: int = folder.read_facts()["seed"]
+    if options.seed not in (None, seed):
         raise SettingsError(
-            f"{folder.path} was begun with seed {facts['seed']}; it cannot go on with "
-            f"{options.seed}. Choose another --folder or --name for a new run"
+            f"{folder.path} was begun with seed {seed}; it cannot go on with {options.seed}. "
+            "Choose another --folder or --name for a new run"
         )
     if options.settings_file:
         raise SettingsError("a run that is resumed keeps its settings; change single ones by --set")
-    resumed = load_game(facts["game"], str(folder.settings), options.overrides)
-    if resumed.config.contract != game.config.contract:
+    begun = folder.load()
+    game = folder.load(options.overrides)
+    for other, what in ((load_game(options.source), options.source), (game, "--set")):
+        check_fits(folder, begun, other, what)
+    if not folder.keeps(options.source):
+        print(f"note: {options.source} has changed; the run goes on with its copy {folder.source}")
+    folder.write_settings(game.config)
+    return game, seed
+
+
+def check_fits(folder: RunFolder, begun: Game, other: Game, what: str) -> None:
+    """Refuses a game whose stored positions mean something else."""
+    mine, theirs = begun.config.contract, other.config.contract
+    different = [
+        f"{path} is {mine[path]} there, {theirs[path]} here"
+        for path in mine
+        if theirs[path] != mine[path]
+    ]
+    if different:
         raise SettingsError(
-            f"{folder.path} is a run of {resumed.name}, which does not fit {options.source}: "
-            f"{resumed.config.contract} there, {game.config.contract} here"
+            f"{folder.path} is a run of {begun.name}, which {what} does not fit: "
+            f"{'; '.join(different)}. Choose another --folder or --name"
         )
-    folder.write_settings(resumed.config)
-    print(f"resuming {folder.path}")
-    return folder, resumed, facts["seed"]
 
 
 @dataclass
-class Run:
-    """One session of a run."""
+class Session:
+    """A run from one start of its processes to their end."""
 
     options: RunOptions
     folder: RunFolder
     game: Game
     seed: int
-    seconds_before: float = 0.0  # in earlier sessions
-    started: float = 0.0
     reached: bool = False
-    why: str = ""
-    last: dict[str, Any] = field(default_factory=dict)
+    ended_by: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
 
-    def execute(self) -> int:
-        """Starts everything, watches it, ends it, writes `result.json`."""
-        self.seconds_before = self.folder.read_result().get("wall_clock_seconds", 0.0)
+    def __post_init__(self) -> None:
+        self.before = self.folder.read_result()
+        self.number = self.before.get("sessions", 0) + 1
+        self.ports = Ports.choose(self.options.layout)
+        self.supervisor = Supervisor()
+        self.monitor = Monitor(self.ports.metrics, self.folder.evaluations)
+        self.snapshot = Snapshot(self._seconds_before)
+        self.started = time.monotonic()
+
+    def run(self, lock: int) -> Status:
+        """Starts everything, watches it, ends it; writes `result.json`.
+
+        lock: a file descriptor that the components hold as well.
+        """
         stop = threading.Event()
-        with ExitStack() as stack:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before = signal.signal(number, lambda *_: stop.set())
-                stack.callback(signal.signal, number, before)
-            supervisor, metrics_ports = self.make_components()
-            monitor = Monitor(metrics_ports, self.folder.evaluations)
-            self.started = time.monotonic()
-            failure: ComponentError | None = None
-            try:
-                supervisor.start()
-                self._watch(supervisor, monitor, stop)
-            except ComponentError as error:
-                failure = error
-                self.why = "a component failed"
-            finally:
-                seconds = self._seconds
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, lambda *_: supervisor.kill())
-                self._write_result(seconds, {c.name: c.restarts for c in supervisor.components})
-                supervisor.stop()
-            if failure:
-                print(f"muprover: {failure}", file=sys.stderr)
-                return NOT_REACHED
+        self.supervisor.components = self.make_components()
+        self.started = time.monotonic()
+        try:
+            with on_signals(stop.set):
+                self.supervisor.start(lock)
+                self._watch(stop)
+        except ComponentError as error:
+            self.ended_by = "a component failed"
+            print(f"muprover: {error}", file=sys.stderr)
+        finally:
+            with on_signals(self.supervisor.kill):
+                self.write_result()
+                self._end()
         if stop.is_set():
-            return INTERRUPTED
-        return REACHED if self.reached else NOT_REACHED
+            return Status.INTERRUPTED
+        return Status.REACHED if self.reached else Status.NOT_REACHED
 
-    def make_components(self) -> tuple[Supervisor, dict[str, int]]:
-        """The components' command lines, in the order of their start, and their metrics ports."""
-        folder = self.folder
-        names = ["replay", "environment", "network", "trainer", "evaluator"]
-        names += [f"agent-{i + 1}" for i in range(self.options.agents)]
-        ports = free_ports(len(names) + 4)
-        metrics = dict(zip(names, ports[4:], strict=True))
-        environment, replay, network, rest = (f"localhost:{port}" for port in ports[:4])
-        files = self._write_serving_files(ports[2], ports[3])
-        game = ["--game", self.folder.read_facts()["game"], "--config", str(folder.settings)]
-        servers = ["--environment", environment, "--network", network]
-        arguments: dict[str, list[str]] = {
-            "replay": ["replay", *game, "--port", port_of(replay), "--logdir", str(folder.replay)],
-            "environment": ["environment", *game, "--port", port_of(environment)],
-            "network": [
-                *("network", "--port", port_of(network), "--rest-api-port", port_of(rest)),
-                *("--model-config-file", str(files[MODELS_CONFIG])),
-                *("--monitoring-config-file", str(files[MONITORING_CONFIG])),
-                *("--enable-batching", "--batching-parameters-file", str(files[BATCHING_CONFIG])),
-                *("--file-system-poll-wait-seconds", "0.25"),
-                *("--enable-serialization-as-tensor-content", *self._network_threads()),
-            ],
-            "trainer": [
-                *("trainer", *game, "--replay-buffer", replay),
-                *("--saved-models", str(folder.models), "--logdir", str(folder.path)),
-                *("--min-games", str(self.options.min_games), "--seed", str(self.seed)),
-                *("--threads", "1"),
-            ],
-            "evaluator": [
-                *("evaluate", *game, *servers, "--watch", "--output", str(folder.evaluations)),
-                *("--seed", str(self.seed)),
-            ],
-        }
-        for i in range(self.options.agents):
-            agent = ["agent", *game, *servers, "--replay-buffer", replay]
-            agent += ["--agent-name", f"agent-{i + 1}", "--seed", str(self.seed)]
-            if self.options.num_games:
-                agent += ["--num-games", str(self.options.num_games)]
-            arguments[f"agent-{i + 1}"] = agent
-        components = [
-            Component(
-                name,
-                [
-                    *arguments[name],
-                    *("--metrics-port", str(metrics[name]), "--log-level", self.options.log_level),
-                ],
-                folder.log(name),
-            )
-            for name in names
-        ]
-        return Supervisor(components), metrics
+    def make_components(self) -> list[Component]:
+        config, layout = self.game.config, self.options.layout
+        return make_components(layout, self.ports, self.folder, config, self.seed, self.chance)
 
-    def closing_words(self, status: int) -> str:
+    @property
+    def chance(self) -> int:
+        """A seed of what must not happen again in another session: the games of agents."""
+        if self.number == 1:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.number]).generate_state(1)[0])
+
+    @property
+    def seconds(self) -> float:
+        """Of the run, from the start of its processes, earlier sessions included."""
+        return self._seconds_before + time.monotonic() - self.started
+
+    @property
+    def _seconds_before(self) -> float:
+        return float(self.before.get("wall_clock_seconds", 0.0))
+
+    def opening_words(self) -> str:
+        goal = self.game.config.evaluation.goal
+        again = "" if self.number == 1 else f", session {self.number}"
+        return "\n".join(
+            [
+                f"run folder: {self.folder.path}{again}",
+                f"goal: {goal or 'none'}, or {self.options.time_limit_minutes:g} minutes",
+                f"network: localhost:{self.ports.network}, REST localhost:{self.ports.rest}; "
+                f"replay: localhost:{self.ports.replay}; "
+                f"environment: localhost:{self.ports.environment}",
+            ]
+        )
+
+    def closing_words(self, status: Status) -> str:
         """What has come of it, and what to do next."""
         folder = shlex.quote(str(self.folder.path))
         game = shlex.quote(self.options.source)
         verdict = {
-            REACHED: f"goal met: {self.game.config.evaluation.goal}",
-            INTERRUPTED: "interrupted; all components have ended in order",
-        }.get(status, f"goal not met: {self.why}")
-        result = self.last
+            Status.REACHED: f"goal met: {self.game.config.evaluation.goal}",
+            Status.INTERRUPTED: "interrupted",
+            Status.NOT_REACHED: f"goal not met: {self.ended_by}",
+        }[status]
+        muprover, tensorboard = installed("muprover"), installed("tensorboard")
         return "\n".join(
             [
                 "",
-                f"{verdict} after {result['wall_clock_seconds']:.0f} s, {result['games']:,} games, "
-                f"{result['steps']:,} training steps",
-                f"evaluation: {describe_evaluation(result['evaluation'])}",
+                f"{verdict}, after {self.result['wall_clock_seconds']:.0f} s, "
+                f"{self.result['games']:,} games, {self.result['steps']:,} training steps",
+                f"evaluation: {describe_evaluation(self.result['evaluation'])}",
                 "",
                 "what to do next:",
-                f"  play against it   muprover play --run {folder}",
-                f"  see the curves    tensorboard --logdir {folder}/tensorboard",
-                f"  train on          muprover run --game {game} --folder {folder}",
+                f"  play against it   {muprover} play --run {folder}",
+                f"  see the curves    {tensorboard} --logdir {folder}/tensorboard",
+                f"  train on          {muprover} run --game {game} --folder {folder}",
                 f"  read the figures  {folder}/result.json, {folder}/evaluations.jsonl",
             ]
         )
 
-    @property
-    def _seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
-
-    def _watch(self, supervisor: Supervisor, monitor: Monitor, stop: threading.Event) -> None:
+    def _watch(self, stop: threading.Event) -> None:
         """Shows how it goes until there is a reason to end."""
-        limit = 60 * (self.options.time_limit_minutes or DEFAULT_MINUTES)
-        end = self.started + limit
-        snapshot_at = 0.0
-        self._monitor = monitor
+        minutes = self.options.time_limit_minutes
+        end, reason = self.started + 60 * minutes, f"the time limit of {minutes:g} minutes"
         with make_display(f"{self.game.name}, seed {self.seed}") as display:
+            self.supervisor.tell = display.tell
             while not stop.wait(TICK_SECONDS):
-                supervisor.check()
-                now = time.monotonic()
-                if monitor.evaluation().get("goal_met"):
-                    self.reached, self.why = True, "goal met"
-                elif now > end:
-                    self.why = f"the time limit of {limit / 60:g} minutes"
-                elif supervisor.is_done("trainer"):
-                    self.why = "training has made its last step"
-                    end = min(end, now + LAST_EVALUATION_SECONDS)
-                if self.reached or now > snapshot_at:
-                    snapshot_at = now + 1.0
-                    self._snapshot = monitor.read(self._seconds)
-                    display.show(self._snapshot)
-                if self.reached or now > end:
+                self.supervisor.check()
+                if self.monitor.evaluation().get("goal_met"):
+                    self.reached, end, reason = True, 0.0, "goal met"
+                elif self.supervisor.is_done("trainer") and not reason.startswith("training"):
+                    end = min(end, time.monotonic() + LAST_EVALUATION_SECONDS)
+                    reason = "training has made its last step"
+                over = time.monotonic() > end
+                self._look(display, at_once=over)
+                if over:
+                    self.ended_by = reason
                     return
-        self.why = "interrupted"
+        self.ended_by = "interrupted"
 
-    def _write_result(self, seconds: float, restarts: dict[str, int]) -> None:
-        snapshot = getattr(self, "_snapshot", None)
-        before = self.folder.read_result()
-        goal = self.game.config.evaluation.goal
-        self.last = {
+    def _look(self, display: Display, at_once: bool) -> None:
+        """Shows how it goes, now and then; and writes it down, less often."""
+        if at_once or self.seconds >= self.snapshot.seconds + SNAPSHOT_SECONDS:
+            self.snapshot = self.monitor.read(self.seconds)
+            display.show(self.snapshot)
+        if self.seconds >= self.result.get("wall_clock_seconds", 0.0) + RESULT_SECONDS:
+            self.write_result()
+
+    def _end(self) -> None:
+        self.supervisor.tell = print
+        with suppress(OSError):  # the terminal is gone
+            print("ending all components, in order (Ctrl-C: at once)", flush=True)
+        self.supervisor.stop()
+
+    def write_result(self) -> None:
+        """Writes `result.json`, as things stand."""
+        goal, now, before = self.game.config.evaluation.goal, self.snapshot, self.before
+        self.result = {
             "game": self.game.name,
             "goal": str(goal) if goal else None,
             "reached": self.reached,
-            "ended_by": self.why or "interrupted",
-            "wall_clock_seconds": round(seconds, 1),
-            "games": int((snapshot and snapshot.games) or before.get("games", 0)),
-            "steps": int((snapshot and snapshot.steps) or before.get("steps", 0)),
+            "ended_by": self.ended_by or "still running",
+            "wall_clock_seconds": round(self.seconds, 1),
+            "games": int(now.games or before.get("games", 0)),
+            "steps": int(now.steps or before.get("steps", 0)),
             "seed": self.seed,
-            "evaluation": (snapshot and snapshot.evaluation) or before.get("evaluation", {}),
-            "restarts": restarts,
+            "sessions": self.number,
+            "evaluation": now.evaluation or before.get("evaluation", {}),
+            "restarts": {c.name: c.restarts for c in self.supervisor.components},
             "machine": machine(),
         }
-        self.folder.write_result(self.last)
-
-    def _write_serving_files(self, port: int, rest_port: int) -> dict[str, Path]:
-        """The network server's files, also for the stock server, with its command lines."""
-        models = [
-            ModelSettings(MODEL_NAME, str(self.folder.models.resolve()), VersionPolicy("latest", 2))
-        ]
-        games = self.options.num_games or self.game.config.self_play.games_per_agent
-        group = max((games + 1) // 2, self.game.config.games_per_search)  # each is compiled
-        sizes = {group} if self.options.agents == 1 else {group, 2 * group}
-        files = write_configs(self.folder.serving, models, sizes)
-        commands = {
-            "stock binary": stock_command(files, port, rest_port),
-            "its Docker image": docker_command(files, self.folder.models, port, rest_port),
-            "its GPU image": docker_command(
-                files, self.folder.models, port, rest_port, gpu=True, xla=True
-            ),
-        }
-        text = "\n\n".join(f"# {name}\n{shlex.join(words)}" for name, words in commands.items())
-        (self.folder.serving / "stock-commands.txt").write_text(text + "\n", encoding="utf-8")
-        return files
-
-    @staticmethod
-    def _network_threads() -> list[str]:
-        """One thread computes: a search is many small steps, and the trainer needs the rest."""
-        return ["--tensorflow-intra-op-parallelism", "1"]
+        self.folder.write_result(self.result)
 
 
-def free_ports(count: int) -> list[int]:
-    """So many ports that nobody listens on at the moment."""
-    sockets = [socket.socket() for _ in range(count)]
+@contextmanager
+def on_signals(act: Any) -> Iterator[None]:
+    """Calls `act` at SIGINT, SIGTERM and when the terminal is closed."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda *_: act()) for number in numbers]
     try:
-        for each in sockets:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in sockets]
+        yield
     finally:
-        for each in sockets:
-            each.close()
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
-def port_of(address: str) -> str:
-    return address.rpartition(":")[2]
+def installed(command: str) -> str:
+    """How `command` is called from here: by its name, or by its path beside this Python."""
+    if shutil.which(command):
+        return command
+    path = Path(sys.executable).with_name(command)
+    with suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path))

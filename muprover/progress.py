@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-import time
 import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 RATE_SECONDS = 15.0  # over which rates are averaged
 Metrics = dict[str, float]
@@ -70,7 +71,7 @@ class Monitor:
         scraped = dict(
             zip(self._ports, self._threads.map(scrape, self._ports.values()), strict=True)
         )
-        of = {name.rstrip("0123456789-"): {} for name in scraped}
+        of: dict[str, Metrics] = {name.rstrip("0123456789-"): {} for name in scraped}
         for name, metrics in scraped.items():  # agents are summed
             total = of[name.rstrip("0123456789-")]
             for metric, value in metrics.items():
@@ -126,7 +127,8 @@ class EvaluationLog:
                 if not line.endswith(b"\n"):
                     break  # still being written
                 self._offset += len(line)
-                self._newest = json.loads(line)
+                with contextlib.suppress(ValueError):  # the evaluator was killed as it wrote
+                    self._newest = json.loads(line)
         return self._newest
 
 
@@ -135,7 +137,7 @@ def scrape(port: int) -> Metrics:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
             text = answer.read().decode()
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return {}
     metrics = {}
     for line in text.splitlines():
@@ -156,6 +158,16 @@ def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
     return f"{figures} (version {_count(evaluation.get('version'))})"
 
 
+class Display(Protocol):
+    """Shows people how it goes, in a `with`."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """How things stand."""
+
+    def tell(self, event: str) -> None:
+        """Something that happened."""
+
+
 class PlainDisplay:
     """A line now and then, for logs."""
 
@@ -173,7 +185,10 @@ class PlainDisplay:
             return
         self._next = snapshot.seconds + self._interval
         figures = " · ".join(f"{name} {figure}" for name, figure in snapshot.describe())
-        print(f"[{clock(snapshot.seconds)}] {figures}", flush=True)
+        self.tell(f"[{clock(snapshot.seconds)}] {figures}")
+
+    def tell(self, event: str) -> None:
+        print(event, flush=True)
 
 
 class RichDisplay:
@@ -202,6 +217,9 @@ class RichDisplay:
             table.add_row(name, figure)
         self._live.update(table)
 
+    def tell(self, event: str) -> None:
+        self._live.console.print(event, markup=False, highlight=False)
+
 
 def make_display(title: str) -> PlainDisplay | RichDisplay:
     """The one that fits where the output goes."""
@@ -214,7 +232,9 @@ def make_display(title: str) -> PlainDisplay | RichDisplay:
 
 
 def clock(seconds: float) -> str:
-    return time.strftime("%H:%M:%S" if seconds >= 3600 else "%M:%S", time.gmtime(seconds))
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
 
 
 def _any(metrics: Metrics, name: str) -> float | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from filecmp import cmp
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,13 @@ from muprover.config import Config, SettingsError
 from muprover.game import Game, load_game
 
 MODEL_NAME = "muprover"
+LOCK_SECONDS = 30.0  # that the components of the session before may take to end
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths below one folder; see `README.md` there."""
+    """Paths below one folder. It may be moved: nothing in it says where it is, but what each
+    session writes anew."""
 
     path: Path
 
@@ -33,7 +39,7 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """What the run is besides its settings: game source, seed, name."""
+        """What the run is besides its settings: game, seed, name."""
         return self.path / "run.json"
 
     @property
@@ -47,6 +53,10 @@ class RunFolder:
     @property
     def serving(self) -> Path:
         return self.path / "serving"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     @property
     def evaluations(self) -> Path:
@@ -63,6 +73,12 @@ class RunFolder:
     def exists(self) -> bool:
         return self.settings.exists()
 
+    @property
+    def source(self) -> str:
+        """What `--game` is for this run: a name, or the copy of the game's file."""
+        game = str(self.read_facts()["game"])
+        return str((self.path / game).resolve()) if game.endswith(".py") else game
+
     def read_facts(self) -> dict[str, Any]:
         return _read_json(self.facts)
 
@@ -70,27 +86,35 @@ class RunFolder:
         """Of the session before; empty if there was none."""
         return _read_json(self.result) if self.result.exists() else {}
 
-    def load(self) -> Game:
+    def load(self, overrides: tuple[str, ...] = ()) -> Game:
         """The game of this run, with the run's settings."""
         if not self.exists:
             raise SettingsError(f"{self.path} is no folder of a run: it has no settings.yaml")
-        return load_game(self.read_facts()["game"], str(self.settings))
+        return load_game(self.source, str(self.settings), overrides)
 
-    def create(self, game: Game, seed: int) -> Game:
-        """Writes the settings; a game that is a file is copied, and answered as the copy."""
-        try:
-            (self.path / "logs").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError(f"cannot make folder {self.path}: {error.strerror}") from None
+    def create(self, game: Game, seed: int) -> None:
+        """Writes the settings, and a copy of a game that is a file."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise SettingsError(
+                f"{self.path} is not empty and holds no run; choose another --folder or --name"
+            )
         source = game.source
+        try:
+            (self.path / "logs").mkdir(parents=True)
+            if source.endswith(".py"):
+                shutil.copy(source, self.path)
+                source = Path(source).name
+            _write_json(self.facts, {"game": source, "seed": seed, "name": self.path.name})
+            self.write_settings(game.config)
+        except OSError as error:
+            raise SettingsError(f"cannot use folder {self.path}: {error.strerror}") from None
+
+    def keeps(self, source: str) -> bool:
+        """Whether the run's game is the one of `source`, as it is now."""
         if source.endswith(".py"):
-            copy = self.path / Path(source).name
-            if Path(source).resolve() != copy.resolve():
-                shutil.copy(source, copy)
-            source = str(copy.resolve())
-        self.write_settings(game.config)
-        _write_json(self.facts, {"game": source, "seed": seed, "name": self.path.name})
-        return Game(source, game.config, game.module)
+            copy = Path(self.source)
+            return copy.is_file() and cmp(source, copy, shallow=False)
+        return source == self.source
 
     def write_settings(self, config: Config) -> None:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -98,6 +122,21 @@ class RunFolder:
 
     def write_result(self, result: dict[str, Any]) -> None:
         _write_json(self.result, result)
+
+    @contextmanager
+    def lock(self) -> Iterator[int]:
+        """Holds the folder for one session; yields a file descriptor.
+
+        Whoever inherits that holds the folder too: a session cannot begin while components of the
+        one before are still ending.
+        """
+        with (self.path / "lock").open("a") as file:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not _try_lock(file.fileno()):
+                if time.monotonic() > deadline:
+                    raise SettingsError(f"another `muprover run` is going on in {self.path}")
+                time.sleep(0.2)  # no event tells that a lock is free
+            yield file.fileno()
 
 
 def new_folder(runs: Path, name: str | None, game: str) -> RunFolder:
@@ -107,24 +146,29 @@ def new_folder(runs: Path, name: str | None, game: str) -> RunFolder:
 
 def machine() -> dict[str, Any]:
     """What a figure was measured on."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux
     return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpu": _cpu(),
+        "cores": num_cores(),
         "python": platform.python_version(),
-        "muprover": metadata.version("muprover"),
+        "muprover": _version("muprover"),
         "tensorflow": _version("tensorflow"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:
@@ -132,6 +176,14 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -147,5 +199,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
     """Whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.rename(path)

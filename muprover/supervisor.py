@@ -10,15 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 CRASHES = 5  # in a row, each soon after its start, and a component is given up
-SOON_SECONDS = 20.0
+SOON_SECONDS = 120.0  # for one that ends by itself: TensorFlow alone may take half a minute
+SOON_KILLED_SECONDS = 20.0  # for one that is killed
 LONGEST_PAUSE = 10.0
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class ComponentError(RuntimeError):
@@ -32,7 +36,8 @@ class Component:
     name: str
     arguments: Sequence[str]
     log: Path
-    grace_seconds: float = 15.0
+    grace_seconds: float = 30.0
+    environment: Mapping[str, str] = field(default_factory=dict)  # besides what there is
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     crashes: int = 0  # in a row, soon after the start
@@ -40,15 +45,18 @@ class Component:
     restart_at: float = 0.0
     is_done: bool = False  # ended by itself, with status 0
 
-    def start(self) -> None:
+    def start(self, keep: int | None = None) -> None:
+        """keep: a file descriptor that the process inherits."""
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "muprover.cli", *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
+                env={**os.environ, **self.environment},
+                pass_fds=() if keep is None else (keep,),
                 start_new_session=True,  # Ctrl-C is the launcher's
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=partial(_end_with_parent, os.getpid()) if _LIBC else None,
             )
         self.started = time.monotonic()
 
@@ -63,10 +71,14 @@ class Supervisor:
     """Starts components in the order given, and ends them in the reverse one."""
 
     components: list[Component] = field(default_factory=list)
+    tell: Callable[[str], None] = log.warning  # what people should know
+    _keep: int | None = None
 
-    def start(self) -> None:
+    def start(self, keep: int | None = None) -> None:
+        """keep: a file descriptor that all components inherit."""
+        self._keep = keep
         for component in self.components:
-            component.start()
+            component.start(keep)
 
     def check(self) -> None:
         """Restarts what has crashed, after a pause; raises `ComponentError` if one always does."""
@@ -75,7 +87,7 @@ class Supervisor:
             if process is None:
                 if time.monotonic() >= component.restart_at:
                     component.restarts += 1
-                    component.start()
+                    component.start(self._keep)
             elif process.poll() is not None and not component.is_done:
                 self._on_exit(component, process.returncode)
 
@@ -91,7 +103,8 @@ class Supervisor:
     def kill(self) -> None:
         """Ends everything at once."""
         for component in self.components:
-            _signal(component, signal.SIGKILL)
+            if component.process is not None and component.process.poll() is None:
+                _kill_group(component)
 
     def is_done(self, name: str) -> bool:
         return any(c.is_done for c in self.components if c.name == name)
@@ -99,10 +112,12 @@ class Supervisor:
     def _on_exit(self, component: Component, status: int) -> None:
         if status == 0:
             component.is_done = True
-            log.info("%s is done", component.name)
+            self.tell(f"{component.name} is done")
             return
+        _kill_group(component)  # what it has left behind
         alive = time.monotonic() - component.started
-        component.crashes = component.crashes + 1 if alive < SOON_SECONDS else 1
+        soon = SOON_KILLED_SECONDS if status < 0 else SOON_SECONDS
+        component.crashes = component.crashes + 1 if alive < soon else 1
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         if status == 2 or component.crashes >= CRASHES:
             raise ComponentError(
@@ -110,19 +125,18 @@ class Supervisor:
                 f"the last of {component.log}:\n{component.tail()}"
             )
         pause = min(LONGEST_PAUSE, 0.5 * 2 ** (component.crashes - 1))
-        log.warning("%s ended with %s; starting it again in %.1f s", component.name, how, pause)
+        self.tell(f"{component.name} ended with {how}; starting it again in {pause:.1f} s")
         component.process = None
         component.restart_at = time.monotonic() + pause
 
-    @staticmethod
-    def _await(component: Component, deadline: float) -> None:
+    def _await(self, component: Component, deadline: float) -> None:
         if component.process is None:
             return
         try:
             component.process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            log.warning("%s did not end in time; killing it", component.name)
-            _signal(component, signal.SIGKILL)
+            self.tell(f"{component.name} did not end in time and is killed")
+            _kill_group(component)
             component.process.wait()
 
 
@@ -139,18 +153,22 @@ def _in_groups(components: Iterable[Component]) -> list[list[Component]]:
 
 
 def _signal(component: Component, number: signal.Signals) -> None:
-    """To the component and whatever it has started."""
     process = component.process
-    if process is None or process.poll() is not None:
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
+    if process is not None and process.poll() is None:
+        process.send_signal(number)
 
 
-def _end_with_parent() -> None:
+def _kill_group(component: Component) -> None:
+    """The component, and whatever it has started."""
+    if component.process is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(component.process.pid, signal.SIGKILL)
+
+
+def _end_with_parent(parent: int) -> None:
     """Linux: the child gets SIGTERM when the launcher is gone, however it went."""
+    assert _LIBC is not None
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != parent:  # it went before the line above
+        os._exit(1)

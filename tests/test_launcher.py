@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,8 +10,10 @@ import time
 import pytest
 
 import muprover.supervisor as supervision
+from muprover import runfolder
+from muprover.components import Layout, free_ports
 from muprover.config import SettingsError
-from muprover.launcher import Run, RunOptions, free_ports, prepare
+from muprover.launcher import RunOptions, Session, prepare
 from muprover.progress import EvaluationLog, Snapshot, describe_evaluation, scrape
 from muprover.runfolder import RunFolder
 from muprover.supervisor import Component, ComponentError, Supervisor
@@ -156,12 +159,12 @@ def options(folder, **more) -> RunOptions:
 
 def test_a_run_is_resumed_with_its_settings_and_seed(tmp_path):
     folder, game, seed = prepare(
-        options(tmp_path / "run", seed=7, overrides=["search.num_simulations=9"])
+        options(tmp_path / "run", seed=7, overrides=("search.num_simulations=9",))
     )
     assert (game.config.search.num_simulations, seed) == (9, 7)
     _, game, seed = prepare(options(folder.path))
     assert (game.config.search.num_simulations, seed) == (9, 7)
-    _, game, _ = prepare(options(folder.path, overrides=["training.learning_rate=0.5"]))
+    _, game, _ = prepare(options(folder.path, overrides=("training.learning_rate=0.5",)))
     assert game.config.training.learning_rate == 0.5
     assert game.config.search.num_simulations == 9
 
@@ -170,8 +173,10 @@ def test_another_seed_or_game_is_refused_on_resuming(tmp_path):
     prepare(options(tmp_path / "run", seed=7))
     with pytest.raises(SettingsError, match="begun with seed 7"):
         prepare(options(tmp_path / "run", seed=8))
-    with pytest.raises(SettingsError, match="does not fit"):
+    with pytest.raises(SettingsError, match=r"does not fit: .*num_actions is 9 there, 7 here"):
         prepare(RunOptions("connect_four", folder=tmp_path / "run"))
+    with pytest.raises(SettingsError, match=r"--set does not fit: training.discount"):
+        prepare(options(tmp_path / "run", overrides=("training.discount=0.5",)))
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
@@ -181,37 +186,63 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
-def test_a_game_file_is_kept_with_the_run(tmp_path):
+def test_a_game_file_is_kept_with_the_run_wherever_that_goes(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text("from muprover.games.tictactoe import *\n")
-    folder, _, _ = prepare(RunOptions(str(file), folder=tmp_path / "run"))
-    file.unlink()
-    assert RunFolder(tmp_path / "run").load().name == "tictactoe"
-    assert (folder.path / "mine.py").exists()
+    prepare(RunOptions(str(file), folder=tmp_path / "run"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = RunFolder(tmp_path / "moved")
+    assert moved.source == str(tmp_path / "moved" / "mine.py")
+    assert moved.load().name == "tictactoe"
+    prepare(RunOptions(str(file), folder=moved.path))
+    assert "has changed" not in capsys.readouterr().out
+    file.write_text("from muprover.games.tictactoe import *  # better\n")
+    prepare(RunOptions(str(file), folder=moved.path))
+    assert f"{file} has changed; the run goes on with its copy" in capsys.readouterr().out
+
+
+def test_a_folder_is_one_sessions_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(runfolder, "LOCK_SECONDS", 0.0)
+    folder, _, _ = prepare(options(tmp_path / "run"))
+    with folder.lock(), pytest.raises(SettingsError, match="is going on in"), folder.lock():
+        pass
+    with folder.lock():
+        pass
 
 
 def test_all_components_get_a_metrics_port_and_a_log(tmp_path):
-    folder, game, seed = prepare(options(tmp_path / "run", agents=2))
-    run = Run(options(tmp_path / "run", agents=2), folder, game, seed)
-    supervisor, ports = run.make_components()
-    names = [c.name for c in supervisor.components]
-    assert names == [
-        "replay",
-        "environment",
-        "network",
-        "trainer",
-        "evaluator",
-        "agent-1",
-        "agent-2",
-    ]
-    assert len(set(ports.values())) == len(names)
-    assert (folder.serving / "models.config").exists()
-    assert "--gpus=all" in (folder.serving / "stock-commands.txt").read_text()
+    given = options(tmp_path / "run", layout=Layout(agents=2))
+    session = Session(given, *prepare(given))
+    components = session.make_components()
+    names = [c.name for c in components]
+    assert names[:5] == ["replay", "environment", "network", "trainer", "evaluator"]
+    assert names[5:] == ["agent-1", "agent-2"]
+    assert len({c.arguments[c.arguments.index("--metrics-port") + 1] for c in components}) == 7
+    assert len({c.log for c in components}) == 7
+    serving = session.folder.serving
+    assert (serving / "models.config").exists()
+    assert "--gpus=all" in (serving / "stock-commands.txt").read_text()
+
+
+def test_agents_of_another_session_play_other_games(tmp_path):
+    given = options(tmp_path / "run", seed=7)
+    first = Session(given, *prepare(given))
+    assert first.chance == 7
+    first.write_result()
+    second = Session(given, *prepare(given))
+    assert second.number == 2
+    assert second.chance not in (7, 0)
 
 
 def test_free_ports_are_different():
     ports = free_ports(20)
     assert len(set(ports)) == 20
+
+
+def test_a_port_that_is_listened_on_is_not_free():
+    (port,) = free_ports(1)
+    with socket.create_server(("", port)):
+        assert port not in free_ports(50)
 
 
 def test_only_new_and_whole_lines_count_as_evaluations(tmp_path):
@@ -224,6 +255,9 @@ def test_only_new_and_whole_lines_count_as_evaluations(tmp_path):
         file.flush()
         assert log.newest() == {"version": 2}
         file.write('on": 3}\n')
+        file.flush()
+        assert log.newest() == {"version": 3}
+        file.write('{"vers{"version": 4}\n')  # the evaluator was killed, and started again
     assert log.newest() == {"version": 3}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from muprover.commands.options import (
     MODEL_NAME,
-    Adder,
+    CommandBuilder,
     address,
     count,
     game_of,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def add_run(commands: Any) -> None:
-    command = Adder(
+    command = CommandBuilder(
         commands,
         "run",
         run,
@@ -75,6 +75,12 @@ def add_run(commands: Any) -> None:
         metavar="N",
         help="that must be stored before training begins (default: %(default)s)",
     )
+    add(
+        "--threads",
+        type=count,
+        metavar="N",
+        help="of TensorFlow in trainer and in network, each (default: half of the cores)",
+    )
     command.operation(metrics=False)
     command.examples(
         "muprover run --game tictactoe",
@@ -85,6 +91,7 @@ def add_run(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     require_tensorflow("run")
+    from muprover.components import Layout
     from muprover.launcher import RunOptions, launch
 
     return launch(
@@ -97,16 +104,20 @@ def run(args: argparse.Namespace) -> int:
             folder=args.folder,
             seed=args.seed,
             time_limit_minutes=args.time_limit,
-            agents=args.agents,
-            num_games=args.num_games,
-            min_games=args.min_games,
-            log_level=args.log_level,
+            layout=Layout(
+                agents=args.agents,
+                games_per_agent=args.num_games,
+                min_games=args.min_games,
+                threads=args.threads,
+                log_level=args.log_level,
+                log_format=args.log_format,
+            ),
         )
     )
 
 
 def add_play(commands: Any) -> None:
-    command = Adder(
+    command = CommandBuilder(
         commands,
         "play",
         play,
@@ -174,7 +185,7 @@ def _trained(path: Path) -> tuple[Game, Callable[[], Policy]]:
 
 
 def add_config(commands: Any) -> None:
-    command = Adder(
+    command = CommandBuilder(
         commands,
         "config",
         config,
@@ -206,7 +217,7 @@ def config(args: argparse.Namespace) -> int:
 
 
 def add_games(commands: Any) -> None:
-    Adder(commands, "games", games, "list the games that come with MuProver")
+    CommandBuilder(commands, "games", games, "list the games that come with MuProver")
 
 
 def games(args: argparse.Namespace) -> int:

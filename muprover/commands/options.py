@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", sentence)
         if choice:
             sentence += did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2]))
-        self.exit(EXIT_USAGE, f"{self.prog}: {sentence}. See {self.prog} --help\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: {sentence} (see {self.prog} --help)\n")
 
     def refuse_unknown(self, arguments: Sequence[str]) -> None:
         """Refuses `arguments`, which nobody has understood, if there are any."""
@@ -50,7 +50,7 @@ def did_you_mean(given: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-class Adder:
+class CommandBuilder:
     """Adds one command: its help, its options in groups, and the function that runs it."""
 
     def __init__(

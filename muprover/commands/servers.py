@@ -9,7 +9,7 @@ from typing import Any
 from muprover.commands.options import (
     ENVIRONMENT_PORT,
     REPLAY_PORT,
-    Adder,
+    CommandBuilder,
     address,
     count,
     game_of,
@@ -20,7 +20,7 @@ from muprover.config import SettingsError
 
 
 def add_environment(commands: Any) -> None:
-    command = Adder(
+    command = CommandBuilder(
         commands,
         "environment",
         environment,
@@ -72,7 +72,7 @@ def check_environment(args: argparse.Namespace) -> int:
 
 
 def add_replay(commands: Any) -> None:
-    command = Adder(
+    command = CommandBuilder(
         commands,
         "replay",
         replay,
@@ -153,7 +153,7 @@ def _address_after(args: argparse.Namespace, words: list[str], usage: str) -> st
 
 
 def add_network(commands: Any) -> None:
-    command = Adder(
+    command = CommandBuilder(
         commands,
         "network",
         network,

@@ -9,7 +9,7 @@ from typing import Any
 from muprover.commands.options import (
     ENVIRONMENT_PORT,
     REPLAY_PORT,
-    Adder,
+    CommandBuilder,
     count,
     game_of,
     natural,
@@ -19,7 +19,7 @@ from muprover.commands.options import (
 
 
 def add_trainer(commands: Any) -> None:
-    command = Adder(
+    command = CommandBuilder(
         commands,
         "trainer",
         trainer,
@@ -96,7 +96,7 @@ def trainer(args: argparse.Namespace) -> int:
 
 
 def add_agent(commands: Any) -> None:
-    command = Adder(
+    command = CommandBuilder(
         commands,
         "agent",
         agent,
@@ -151,7 +151,7 @@ def agent(args: argparse.Namespace) -> int:
 
 
 def add_evaluate(commands: Any) -> None:
-    command = Adder(
+    command = CommandBuilder(
         commands,
         "evaluate",
         evaluate,

@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from muprover.components import free_ports
 from muprover.game import Game, load_game
-from muprover.launcher import free_ports
 from muprover.policy import PolicyOutput, SearchInputs
 from muprover.runfolder import machine
 from muprover.selfplay import play_games
