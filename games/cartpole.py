@@ -28,11 +28,13 @@ def make_config() -> Config:
         search=SearchConfig(num_simulations=16, max_num_simulations=50),
         network=MLPConfig(
             hidden_size=64,
-            value_support=SupportConfig(limit=500, size=20, scaled=True),
+            value_support=SupportConfig(limit=50, size=10, scaled=True),
             reward_support=SupportConfig(limit=1, size=1),
         ),
-        training=TrainingConfig(td_steps=10, discount=0.997, ema_decay=0.99),
+        training=TrainingConfig(
+            batch_size=256, td_steps=50, discount=0.98, learning_rate=3e-3, ema_decay=0.99
+        ),
         replay=ReplayConfig(max_size=100_000, min_size_to_sample=5_000),
-        self_play=SelfPlayConfig(games_per_agent=64),
+        self_play=SelfPlayConfig(games_per_agent=128),
         evaluation=EvaluationConfig(goal=GoalConfig(metric="mean_return", at_least=475)),
     )
