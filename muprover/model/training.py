@@ -175,9 +175,13 @@ class Training:
                 update = lambda a, w: a.assign(self._averaged(a, w))  # noqa: E731
                 self._strategy.extended.update(average, update, args=(weight,))
         mean = tf.distribute.ReduceOp.MEAN
-        scalars = [self._strategy.reduce(mean, part, axis=None) for part in parts[:-1]]
-        errors = tf.concat(self._strategy.experimental_local_results(parts[-1]), axis=0)
-        return Losses(*scalars, value_error=errors)
+        means = {
+            name: self._strategy.reduce(mean, part, axis=None)
+            for name, part in parts._asdict().items()
+            if name != "value_error"
+        }
+        errors = tf.concat(self._strategy.experimental_local_results(parts.value_error), axis=0)
+        return Losses(**means, value_error=errors)
 
     def _replica_update(self, batch: Batch) -> Losses:
         losses: Losses
