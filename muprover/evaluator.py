@@ -77,7 +77,9 @@ def run(
                 evaluator.watch()
             else:
                 record = evaluator.evaluate_newest()
-                print(json.dumps(record.to_json()) if as_json else report(record))
+                print(
+                    json.dumps(record.to_json(), ensure_ascii=False) if as_json else report(record)
+                )
         except Stopped:
             log.info("told to stop")
         except (ServiceError, EvaluationError, SettingsError) as error:
@@ -208,7 +210,7 @@ class Evaluator:
         log.info("%s", summary(record))
         if self._output:
             with open(self._output, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record.to_json()) + "\n")
+                file.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
         return record
 
     def _record(self, served: Served, result: EvaluationResult) -> Record:

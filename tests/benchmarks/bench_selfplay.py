@@ -72,11 +72,18 @@ def compare(args: argparse.Namespace) -> None:
                     if setting:
                         rates[name].append(alone.measure(*setting, args.seconds / 3))
         shares = pipeline.cpu_shares()
-    report(args, rates, shares)
+        agent = {
+            "seconds_to_first_move": round(pipeline.seconds_to_first_move, 2),
+            "peak_megabytes": round(pipeline.agent_megabytes()),
+        }
+    report(args, rates, shares, agent)
 
 
 def report(
-    args: argparse.Namespace, rates: dict[str, list[float]], shares: dict[str, float]
+    args: argparse.Namespace,
+    rates: dict[str, list[float]],
+    shares: dict[str, float],
+    agent: dict[str, float],
 ) -> None:
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{args.game}, {args.num_games} games in {args.groups} groups, {platform.processor()}")
@@ -84,9 +91,10 @@ def report(
         ratio = medians["self-play"] / rate
         print(f"  {name:28} {rate:10,.0f} simulations/s   self-play is {ratio:6.1%} of it")
     print("  CPU: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    print("  agent: " + ", ".join(f"{name} {value}" for name, value in agent.items()))
     if args.json:
         result = {"arguments": {"game": args.game, "num_games": args.num_games}}
-        result |= {"simulations_per_s": medians, "all": rates, "cpu": shares}
+        result |= {"simulations_per_s": medians, "all": rates, "cpu": shares, "agent": agent}
         args.json.write_text(json.dumps(result, indent=1))
 
 
@@ -115,12 +123,18 @@ class Pipeline:
         games = ["--num-games", str(self._args.num_games), "--groups", str(self._args.groups)]
         self._start("agent", *game, *servers, *games)
         self._warm_up()
+        self._stop("agent")
+        started = time.perf_counter()
+        self._start("agent", *game, *servers, *games)
+        while not self._simulations():
+            time.sleep(0.01)
+        self.seconds_to_first_move = time.perf_counter() - started
+        self._idle = {name: cpu_seconds(p.pid) for name, p in self._processes.items()}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self._processes.values()):
-            process.terminate()
-            process.wait(30)
+        for component in reversed(self._processes):
+            self._stop(component)
 
     def measure(self, seconds: float) -> float:
         """Simulations per second of the next `seconds`."""
@@ -152,12 +166,21 @@ class Pipeline:
             command, stdout=log, stderr=log, env=environment
         )
 
+    def _stop(self, component: str) -> None:
+        self._processes[component].terminate()
+        self._processes[component].wait(30)
+
+    def agent_megabytes(self) -> float:
+        status = Path(f"/proc/{self._processes['agent'].pid}/status").read_text()
+        return next(
+            int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")
+        )
+
     def _warm_up(self) -> None:
         """Until three seconds are about as fast as those before: all is compiled then."""
         rates = [0.0, 0.0]
         while min(rates[-2:]) < 0.8 * max(rates) or not rates[-1]:
             rates.append(self.measure(3.0))
-        self._idle = {name: cpu_seconds(p.pid) for name, p in self._processes.items()}
 
     def _simulations(self) -> float:
         for name, process in self._processes.items():
