@@ -120,7 +120,8 @@ def test_the_agent_is_evaluated_without_noise_and_with_the_stated_simulations(pe
 
 
 def test_without_a_stated_number_it_searches_as_in_self_play():
-    game = load_game("connect_four", overrides=["search.num_simulations=17"])
+    overrides = ["search.num_simulations=17", "evaluation.num_simulations=null"]
+    game = load_game("connect_four", overrides=overrides)
     assert game.config.evaluation_simulations == 17
 
 
