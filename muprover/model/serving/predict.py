@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import grpc
-import tensorflow as tf
 from numpy.typing import NDArray
-from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -23,12 +20,12 @@ from tensorflow_serving.apis import (
 )
 
 from muprover.model.serving.batching import Batcher
+from muprover.model.serving.codec import decode, encode
 from muprover.model.serving.errors import ServingError, as_serving_error, refuse
 from muprover.model.serving.manager import Manager
 from muprover.model.serving.metrics import Metrics
 from muprover.model.serving.versions import LoadedVersion
 from muprover.serving_config import model_settings
-from muprover.tensors import TensorError, from_tensor_proto
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +37,6 @@ DEFAULT_SIGNATURE = "serving_default"
 RELOAD_SECONDS = 600.0  # at most
 
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT
-_TYPED_FIELDS = {
-    tf.float32: "float_val",
-    tf.float64: "double_val",
-    tf.int32: "int_val",
-    tf.int64: "int64_val",
-    tf.uint8: "int_val",
-    tf.bool: "bool_val",
-    tf.uint32: "uint32_val",
-    tf.uint64: "uint64_val",
-}
 
 
 class Query(NamedTuple):
@@ -117,9 +104,10 @@ class Predictor:
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f'Serving signature key "{signature}" not found.',
             )
-        _check_names(set(request.inputs), set(definition.inputs))
+        specs = version.program.inputs[signature]
+        _check_names(set(request.inputs), set(specs))
         inputs = {
-            name: _decode(name, tensor, definition.inputs[name], self._batcher.max_rows)
+            name: decode(tensor, specs[name], self._batcher.max_rows)
             for name, tensor in request.inputs.items()
         }
         if version.program.function(signature).sizes is not None:
@@ -240,67 +228,6 @@ def get_status(manager: Manager, request: Any) -> Any:
     return response
 
 
-def encode(array: Array, as_content: bool) -> tensor_pb2.TensorProto:
-    """A `TensorProto`, in raw bytes (`as_content`) or typed fields."""
-    if array.dtype == object:
-        proto: tensor_pb2.TensorProto = tf.make_tensor_proto(array)
-        return proto
-    dtype = tf.dtypes.as_dtype(array.dtype)
-    shape = tensor_shape_pb2.TensorShapeProto(
-        dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in array.shape]
-    )
-    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=shape)
-    field = _TYPED_FIELDS.get(dtype)
-    if as_content or field is None:
-        proto.tensor_content = array.tobytes()
-    else:
-        getattr(proto, field).extend(array.ravel().tolist())
-    return proto
-
-
-def _decode(name: str, tensor: tensor_pb2.TensorProto, info: Any, max_rows: int) -> Array:
-    """The array of an input. Its shape is checked before memory is taken for it."""
-    if tensor.dtype != info.dtype:
-        expected, given = (_dtype_name(dtype) for dtype in (info.dtype, tensor.dtype))
-        refuse(_INVALID, f"input {name} must be {expected}, but {given} is provided")
-    given_shape = [dim.size for dim in tensor.tensor_shape.dim]
-    shape = [dim.size for dim in info.tensor_shape.dim]
-    fits = info.tensor_shape.unknown_rank or (
-        len(given_shape) == len(shape)
-        and all(want in (-1, n) for want, n in zip(shape, given_shape, strict=True))
-    )
-    if not fits:
-        wanted = ",".join("?" if n < 0 else str(n) for n in shape)
-        refuse(_INVALID, f"input {name} must have shape [{wanted}], given {given_shape}")
-    if (
-        not tensor.tensor_content
-        and given_shape
-        and math.prod(given_shape) > _most(shape, max_rows)
-    ):
-        refuse(
-            _INVALID,
-            f"Task size {given_shape[0]} is larger than maximum input batch size {max_rows}",
-        )
-    try:
-        return from_tensor_proto(tensor, name)
-    except TensorError:
-        return _decode_slowly(name, tensor)
-
-
-def _decode_slowly(name: str, tensor: tensor_pb2.TensorProto) -> Array:
-    """Strings, and types that no game sends."""
-    try:
-        array: Array = tf.make_ndarray(tensor)
-    except (ValueError, TypeError):
-        refuse(_INVALID, f"tensor parsing error: {name}")
-    return array
-
-
-def _most(shape: Sequence[int], max_rows: int) -> int:
-    """The elements that an input of this shape may have."""
-    return math.prod(max_rows if n < 0 else n for n in shape) if shape else 1 << 20
-
-
 def _check_names(given: set[str], expected: set[str]) -> None:
     extra, missing = sorted(given - expected), sorted(expected - given)
     if len(given) != len(expected):
@@ -353,13 +280,6 @@ def _check_platforms(config: Any) -> None:
                 "Cannot transition to requested model platform. It is only legal to transition to "
                 "the same model platform.",
             )
-
-
-def _dtype_name(number: int) -> str:
-    try:
-        return str(tf.dtypes.as_dtype(number).name)
-    except (TypeError, KeyError):
-        return f"type {number}"
 
 
 async def _unimplemented(method: str, context: Any) -> None:

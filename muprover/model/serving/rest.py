@@ -25,6 +25,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
+from muprover.model.serving.codec import encode
 from muprover.model.serving.command import listen
 from muprover.model.serving.errors import HTTP_STATUS, as_serving_error, refuse
 from muprover.model.serving.manager import Manager
@@ -32,7 +33,6 @@ from muprover.model.serving.metrics import Metrics
 from muprover.model.serving.predict import (
     DEFAULT_SIGNATURE,
     Predictor,
-    encode,
     get_metadata,
     get_status,
 )

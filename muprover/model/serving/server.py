@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -29,6 +30,7 @@ from muprover.services.server import Server, run_until_signal
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0  # for calls in flight, at the end
+SWITCH_SECONDS = 0.0005  # threads wait no longer for each other: answers are due in milliseconds
 
 
 class NetworkServer:
@@ -137,6 +139,7 @@ class NetworkServer:
 def serve_until_signal(options: ServerOptions) -> None:
     """Serves until SIGTERM or SIGINT."""
     limit_threads(options.intra_op_threads, options.inter_op_threads)
+    sys.setswitchinterval(SWITCH_SECONDS)
 
     async def main(stop: asyncio.Event) -> None:
         await NetworkServer(options).run(stop)

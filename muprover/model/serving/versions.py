@@ -27,6 +27,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from muprover.model.export import MANIFEST, OBJECT_GRAPH, VARIABLES, WARMUP
 from muprover.model.serving.batch_sizes import BatchSizes
+from muprover.model.serving.codec import InputSpec
 from muprover.model.serving.errors import ServingError
 from muprover.model.serving.metrics import Metrics
 from muprover.tensors import TensorError, from_tensor_proto
@@ -83,6 +84,10 @@ class Program:
         keep_alive: Any = None,
     ) -> None:
         self.signature_defs = dict(signature_defs)
+        self.inputs = {  # by signature and name
+            signature: {name: InputSpec.of(name, info) for name, info in definition.inputs.items()}
+            for signature, definition in signature_defs.items()
+        }
         self._functions = {function.name: function for function in functions}
         self._aliases = dict(aliases)
         self._keep_alive = keep_alive  # functions live no longer than what they were loaded with
@@ -254,10 +259,18 @@ def _load_program(
 
 def _compiled(restored: Any, specs: Sequence[Any]) -> Call:
     """`restored` as one XLA program for each batch size."""
-    compiled: Call = tf.function(
+    compiled = tf.function(
         lambda *args: restored(*args), input_signature=specs, autograph=False, jit_compile=True
     ).get_concrete_function()
-    return compiled
+    # Called flat, without the checks of each argument: these take longer than a short search.
+    function, captured = compiled.inference_fn, compiled.captured_inputs
+    names = sorted(compiled.structured_outputs)
+
+    def call(weights: Sequence[tf.Tensor], *inputs: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        outputs = function.call_flat(*weights, *inputs, *captured)
+        return dict(zip(names, outputs, strict=True))
+
+    return call
 
 
 def _by_name(call: Any, definition: Any) -> Call:
