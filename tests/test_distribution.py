@@ -20,10 +20,10 @@ from muprover.model.training import Training, example_batch
 
 game = load_game("tictactoe", overrides=[
     "network.hidden_size=8", "network.layer_size=8", "training.batch_size=8",
-    "training.optimizer=" + sys.argv[1], "training.max_gradient_norm=0.1",
-    "training.ema_decay=0.9", "training.num_unroll_steps=2",
+    "training.optimizer=sgd", "training.max_gradient_norm=0.1",  # Adam would hide a wrong scale
+    "training.ema_decay=0.9", "training.num_unroll_steps=1",
 ])
-batches = [example_batch(game, 8, np.random.default_rng(i)) for i in range(3)]
+batches = [example_batch(game, 8, np.random.default_rng(i)) for i in range(2)]
 answer = []
 for devices in (1, 2):
     training = Training(game, 0, mirrored_strategy(devices))
@@ -35,16 +35,11 @@ print(json.dumps(answer))
 """
 
 
-def updates(optimizer: str) -> list:
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, optimizer], capture_output=True, text=True, check=True
-    )
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def test_two_devices_make_the_update_of_one():
-    for optimizer in ("sgd", "adamw"):
-        one, two = updates(optimizer)
-        assert one[3] == two[3] == 3
-        for mine, theirs in zip(one[:3], two[:3], strict=True):
-            np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
+    one, two = json.loads(result.stdout.splitlines()[-1])
+    assert one[3] == two[3] == 2
+    for mine, theirs in zip(one[:3], two[:3], strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)

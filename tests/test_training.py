@@ -13,7 +13,10 @@ from muprover.model.networks import MuZeroNetwork, build_network
 from muprover.model.scalars import Support, scale, unscale
 from muprover.model.training import LearningRate, Training, example_batch
 
-TINY = ["network.hidden_size=8", "network.layer_size=8", "training.batch_size=4"]
+TINY = [
+    *("network.hidden_size=8", "network.layer_size=8"),
+    *("training.batch_size=4", "training.num_unroll_steps=1"),
+]
 WIDE = SupportConfig(limit=500.0, size=20, scaled=True)
 
 
@@ -177,15 +180,15 @@ def test_the_loss_of_two_is_the_hand_made_sum():
 
 
 def test_past_the_end_no_policy_is_learned():
-    game = tiny_game()
-    training = Training(game, 0)
+    game = tiny_game("training.num_unroll_steps=3")
+    network = build_network(game, 0)
     batch = example_batch(game, 4, np.random.default_rng(0))
     mask = np.ones_like(batch.mask)
     mask[:, 2:] = 0
     other = batch.target_policy.copy()
     other[:, 2:] = 1 / 9
     losses = [
-        float(batch_losses(training.network, b, game.config.training).policy)
+        float(batch_losses(network, b, game.config.training).policy)
         for b in (
             batch._replace(mask=mask),
             batch._replace(mask=mask, target_policy=other),
@@ -198,7 +201,7 @@ def test_past_the_end_no_policy_is_learned():
 
 
 def test_training_learns_one_batch_by_heart():
-    game = tiny_game("training.learning_rate=0.01", "training.num_unroll_steps=2")
+    game = tiny_game("training.learning_rate=0.01")
     training = Training(game, 0)
     batch = example_batch(game, 4, np.random.default_rng(0))
     batch = batch._replace(target_value=batch.target_value + 1)
