@@ -236,6 +236,7 @@ class Session:
                 if over:
                     self.ended_by = reason
                     return
+            self._look(display, at_once=True)
         self.ended_by = "interrupted"
 
     def _look(self, display: Display, at_once: bool) -> None:
