@@ -440,11 +440,17 @@ def test_visit_counts_equal_mctx(config: SearchConfig):
     root = mctx.RootFnOutput(
         prior_logits=root.policy_logits, value=root.value, embedding=root.hidden_state
     )
-    arguments = (None, jax.random.PRNGKey(0), root, recurrent, simulations, jnp.asarray(~legal))
-    if config is PUCT:
-        expected = mctx.muzero_policy(*arguments, dirichlet_fraction=0.0, temperature=0.0)
-    else:
-        expected = mctx.gumbel_muzero_policy(*arguments, gumbel_scale=0.0)
+    quiet = {"dirichlet_fraction": 0.0, "temperature": 0.0}
+    theirs = mctx.muzero_policy
+    if config is GUMBEL:
+        theirs, quiet = mctx.gumbel_muzero_policy, {"gumbel_scale": 0.0}
+
+    @jax.jit  # one program compiles sooner than its hundred parts
+    def run(root: Any) -> Any:
+        key = jax.random.PRNGKey(0)
+        return theirs(None, key, root, recurrent, simulations, jnp.asarray(~legal), **quiet)
+
+    expected = run(root)
     given: PolicyOutput = make_policy(Network(np), config, discount)(inputs)
     summary = expected.search_tree.summary()
     np.testing.assert_array_equal(given.visit_counts, summary.visit_counts)
