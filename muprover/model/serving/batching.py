@@ -136,14 +136,14 @@ class Batcher:
             self._may_run.notify()
         return task.answer
 
-    def close(self) -> None:
-        """Runs what is waiting, then ends the threads."""
+    def close(self, seconds: float = 10.0) -> None:
+        """Runs what is waiting, then ends the threads; waits at most so long for each."""
         with self._lock:
             self._closed = True
             self._may_run.notify_all()
             self._may_compile.notify_all()
         for thread in self._threads:
-            thread.join(timeout=60)
+            thread.join(seconds)
 
     def _is_full(self, queue: deque[Task], rows: int) -> bool:
         waiting = sum(task.rows for task in queue) + rows

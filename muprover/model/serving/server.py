@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -30,6 +31,7 @@ from muprover.services.server import Server, run_until_signal
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0  # for calls in flight, at the end
+CLOSE_SECONDS = 1.0  # for threads to notice, once there are no more calls
 SWITCH_SECONDS = 0.0005  # threads wait no longer for each other: answers are due in milliseconds
 
 
@@ -89,7 +91,7 @@ class NetworkServer:
             self.manager.stop()
             await self._rest.stop()
             await self._metrics_only.stop()
-            await asyncio.to_thread(self._batcher.close)
+            await asyncio.to_thread(self._batcher.close, CLOSE_SECONDS)
 
     async def _start_rest(self) -> None:
         host = self._options.host
@@ -145,6 +147,10 @@ def serve_until_signal(options: ServerOptions) -> None:
         await NetworkServer(options).run(stop)
 
     run_until_signal(main)
+    if threading.active_count() > 1:
+        # all calls have been answered, but a compilation cannot be interrupted
+        logging.shutdown()
+        os._exit(0)
 
 
 def limit_threads(intra_op: int, inter_op: int) -> None:
