@@ -1,12 +1,20 @@
-# MuProver's own commands. `make help` lists them.
+# MuProver's own commands; `make help` lists them. They need Python 3.11 or newer, and nothing else.
 GAME ?= tictactoe
 SEEDS ?= 5
 ARGS ?=
+PYTHON ?=
 VENV := .venv
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
+MADE := $(VENV)/.made
 RUN_READY := $(VENV)/.ready-run
 TEST_READY := $(VENV)/.ready-test
+
+# uv is pip, but several times faster; where it fails (a package index that only pip is told of),
+# pip does it. Compiled bytecode: each process that imports TensorFlow starts ten seconds sooner.
+define install
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(1) \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(1)
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint protos bench proof clean
@@ -20,34 +28,41 @@ run: $(RUN_READY)  ## Train GAME until its goal is met: make run GAME=tictactoe 
 test: $(TEST_READY) lint  ## Check style and types, and run all tests.
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
-lint: $(TEST_READY)
+lint: $(TEST_READY)  ## Check style and types.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 protos: $(RUN_READY)  ## Rebuild muprover/v1 from protos/.
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python "grpcio-tools>=1.85,<2" setuptools
+	$(call install,"grpcio-tools>=1.85$(comma)<2" setuptools)
 	@$(BIN)/python -c "import setup; setup.generate_protos()" && echo "muprover/v1 is up to date"
 
 bench: $(TEST_READY)  ## Measure search, serving, self-play, replay and training (minutes).
 	@for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench $(ARGS) || exit 1; done
 
-proof: $(TEST_READY)  ## Train GAME to its goal with each of SEEDS seeds, and report every run.
+proof: $(RUN_READY)  ## Train GAME to its goal with each of SEEDS seeds, and report every run.
 	@$(BIN)/python tests/benchmarks/proof.py --game $(GAME) --seeds $(SEEDS) $(ARGS)
 
 clean:  ## Remove the virtual environment and what was built; runs/ stay.
 	rm -rf $(VENV) *.egg-info build dist .pytest_cache .mypy_cache .ruff_cache
 	rm -f muprover/v1/*_pb2*
 
-$(BIN)/uv:
-	@$(PYTHON) -c 'import sys; sys.exit("MuProver needs Python 3.11 or newer; this is " + sys.version) if sys.version_info < (3, 11) else None'
-	@echo "making a virtual environment in $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+comma := ,
 
-$(RUN_READY): pyproject.toml setup.py $(wildcard protos/muprover/v1/*.proto) | $(BIN)/uv
-	@echo "installing MuProver (the first time: TensorFlow, some minutes on a slow line)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[all]"
+$(MADE):
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	  if $$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then \
+	    echo "making a virtual environment in $(VENV)" && $$python -m venv $(VENV) || exit 1; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"; \
+	    touch $@; exit 0; \
+	  fi; \
+	done; \
+	echo "MuProver needs Python 3.11 or newer with venv; make PYTHON=/path/to/python tells where" >&2; \
+	exit 1
+
+$(RUN_READY): pyproject.toml setup.py $(wildcard protos/muprover/v1/*.proto) | $(MADE)
+	@echo "installing MuProver (the first time with TensorFlow: some minutes on a slow line)"
+	$(call install,--editable ".[all]")
 	@touch $@
 
 $(TEST_READY): $(RUN_READY)
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev]"
+	$(call install,--editable ".[dev]")
 	@touch $@
