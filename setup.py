@@ -1,4 +1,4 @@
-"""Generates `muprover/v1` from `protos/` whenever the package is built; all else is in pyproject."""
+"""Generates `muprover/v1` from `protos/` when the package is built; the rest is in pyproject."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 
 
 def generate_protos() -> None:
-    """Writes the Python modules of `protos/muprover/v1/*.proto` beside `muprover/v1/__init__.py`."""
+    """Writes the Python modules of `protos/**/*.proto` into `muprover/v1`."""
     import grpc_tools
     from grpc_tools import protoc
 

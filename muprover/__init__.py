@@ -1,1 +1,1 @@
-"""MuZero whose components are processes: environment, replay, network, trainer, agent, evaluator."""
+"""MuZero in processes: environment, replay, network, trainer, agent, evaluator."""

@@ -1,4 +1,4 @@
-"""Structured logs of a component: one line an event, for people or (`--log-format json`) machines."""
+"""Structured logs of a component: one line an event, for people or as JSON for machines."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def batch_losses(
 
     The sampled position counts in full, each of the K unrolled ones by 1/K; the gradient is halved
     where it leaves the dynamics for the hidden state before, so that of step k reaches the first
-    hidden state times ½ᵏ (Schrittwieser et al. 2020, appendix G). Past the end of a game value and reward are
-    learned to be 0, and no policy is learned.
+    hidden state times ½ᵏ (Schrittwieser et al. 2020, appendix G). Past the end of a game value and
+    reward are learned to be 0, and no policy is learned.
     """
     steps = options.num_unroll_steps
     targets = _Targets(network, batch)
