@@ -42,6 +42,16 @@ def test_every_command_explains_itself(command, capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert f"usage: muprover {command}" in text
+    assert ("examples:" in text) == (command != "games")
+
+
+def test_every_option_says_what_it_is_and_addresses_their_default(capsys):
+    for command in ("agent", "evaluate"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "of the environment server (default: localhost:50000)" in text
+        assert "of the network server (default: localhost:50002)" in text
 
 
 def test_without_a_command_all_are_listed(capsys):
@@ -82,12 +92,21 @@ def test_underscores_in_options_are_dashes(given, meant):
         (["network"], "--model-config-file"),
         (["network", "--model-config-file", "/no/such/file"], "/no/such/file"),
         (["swim"], "invalid choice: 'swim'"),
+        (["trian"], "did you mean trainer?"),
+        (["agent", "--game", "tictactoe", "--num-gamse", "3"], "did you mean --num-games?"),
+        (["agent", "--game", "tictactoe", "--agent", "3"], "no option --agent;"),
+        (["agent", "--game", "tictactoe", "--log-level", "inf"], "did you mean info?"),
+        (["environment", "check", "nowhere"], "given 'nowhere'; an address is HOST:PORT"),
+        (["replay", "backup", "h:99999", "--game", "tictactoe", "--file", "f"], "1 to 65535"),
+        (["replay", "--game", "tictactoe", "--port", "0", "--logdir", "/proc/no"], "/proc/no"),
+        (["run", "--game", "tictactoe", "--folder", "/proc/no/run"], "/proc/no/run"),
+        (["run", "--game", "tictactoe", "--agents", "0"], "1 or more"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_words(arguments, words, capsys):
     message = refused(capsys, *arguments)
     assert words in message
-    assert "Traceback" not in message
+    assert len(message.splitlines()) == 1
 
 
 def test_a_busy_port_is_named(capsys):
