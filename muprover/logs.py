@@ -38,4 +38,10 @@ def configure_logging(component: str, level: str = "info", log_format: str = "te
         handler.setFormatter(
             logging.Formatter(f"%(asctime)s %(levelname)-7s {component}: %(message)s")
         )
+    handler.addFilter(_concerns_people)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _concerns_people(record: logging.LogRecord) -> bool:
+    """Not what TensorFlow tells of each export."""
+    return record.levelno >= logging.WARNING or record.name not in ("absl", "tensorflow")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,11 +180,27 @@ def _trained(path: Path) -> tuple[Game, Callable[[], Policy]]:
     require_tensorflow("play --run")
 
     def load() -> Policy:
-        from muprover.model.policy import load_policy  # TensorFlow takes seconds to import
+        with _quiet_libraries():
+            from muprover.model.policy import load_policy  # TensorFlow takes seconds to import
 
-        return load_policy(folder.models)
+            return load_policy(folder.models)
 
     return game, load
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Silences what libraries in C++ say to a terminal: that there is no GPU, and the like."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def add_config(commands: Any) -> None:
