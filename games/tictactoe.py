@@ -81,7 +81,7 @@ def make_config() -> Config:
         training=TrainingConfig(
             batch_size=512, num_unroll_steps=5, td_steps=9, learning_rate=6e-3, ema_decay=0.999
         ),
-        replay=ReplayConfig(max_size=100_000, min_size_to_sample=5_000),
+        replay=ReplayConfig(max_size=100_000, min_size_to_sample=5_000, samples_per_insert=8.0),
         self_play=SelfPlayConfig(
             games_per_agent=128, random_opening_fraction=0.5, random_opening_moves=6
         ),
