@@ -34,7 +34,9 @@ def make_config() -> Config:
         training=TrainingConfig(
             batch_size=256, td_steps=50, discount=0.98, learning_rate=3e-3, ema_decay=0.99
         ),
-        replay=ReplayConfig(max_size=100_000, min_size_to_sample=5_000),
+        replay=ReplayConfig(max_size=100_000, min_size_to_sample=5_000, samples_per_insert=8.0),
         self_play=SelfPlayConfig(games_per_agent=128),
-        evaluation=EvaluationConfig(goal=GoalConfig(metric="mean_return", at_least=475)),
+        evaluation=EvaluationConfig(
+            watch_share=0.5, goal=GoalConfig(metric="mean_return", at_least=475)
+        ),
     )
