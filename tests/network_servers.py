@@ -32,7 +32,7 @@ def tiny_config(**search: Any) -> Config:
         game=GameConfig(name=MODEL, observation_shape=(4,), num_actions=ACTIONS, max_moves=9),
         search=SearchConfig(**settings),
         network=MLPConfig(hidden_size=4, layer_size=4),
-        self_play=SelfPlayConfig(games_per_agent=ROWS),
+        self_play=SelfPlayConfig(games_per_agent=2 * ROWS),
     )
 
 

@@ -129,7 +129,8 @@ def test_sigterm_ends_it_in_order(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
             calls.join(60)
-            assert "cannot reach it" in calls.refused, calls.refused
+            # what had only just arrived is cancelled, and is safe to try again
+            assert re.search("cannot reach it|CANCELLED", calls.refused), calls.refused
     finally:
         process.kill()
         process.wait()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-VOLATILE_ATTRIBUTES = ("_gradient_op_type",)  # hold a counter of the process
+# Hold counters of the process, or names of nodes.
+VOLATILE_ATTRIBUTES = ("_gradient_op_type", "_class", "_construction_context")
 
 
 def hash_graphs(graphs: Iterable[Any], *facts: str) -> str:
     """A hash of `GraphDef`s and of facts beside them.
 
-    TensorFlow numbers the functions that a graph calls by a counter of the process; here they are
-    named by the order in which they are first called.
+    Names do not count: TensorFlow and Keras number functions and layers by counters of the
+    process. Here functions go by the order in which they are first called, nodes by their place.
     """
     digest = hashlib.sha256("\n".join(facts).encode())
     for graph in graphs:
@@ -25,45 +26,58 @@ def hash_graphs(graphs: Iterable[Any], *facts: str) -> str:
 def _canonical_parts(graph: Any) -> Iterator[bytes]:
     """The nodes of a graph, then of the functions that it calls, each as bytes."""
     library = {function.signature.name: function for function in graph.library.function}
-    names: dict[str, str] = {}
+    functions: dict[str, str] = {}
     waiting: list[str] = []
 
     def canonical(name: str) -> str:
-        if name in library and name not in names:
-            names[name] = f"function_{len(names)}"
+        if name in library and name not in functions:
+            functions[name] = f"function_{len(functions)}"
             waiting.append(name)
-        return names.get(name, name)
+        return functions.get(name, name)
 
-    yield from (_node(node, canonical) for node in graph.node)
+    yield from _nodes(graph.node, {}, canonical)
     while waiting:
-        function = library[waiting.pop(0)]
-        yield names[function.signature.name].encode()
-        yield from (_text(argument) for argument in function.signature.input_arg)
-        yield from (_text(argument) for argument in function.signature.output_arg)
-        yield from (_node(node, canonical) for node in function.node_def)
-        yield repr(sorted(function.ret.items())).encode()
+        yield from _function(library[waiting.pop(0)], canonical)
 
 
-def _node(node: Any, canonical: Any) -> bytes:
-    copy = type(node)()
-    copy.CopyFrom(node)
-    copy.op = canonical(copy.op)
-    copy.ClearField("experimental_debug_info")
-    for name in VOLATILE_ATTRIBUTES:
-        copy.attr.pop(name, None)
-    for name in sorted(copy.attr):
-        value = copy.attr[name]
-        for function in [value.func, *value.list.func] if _has_functions(value) else []:
-            function.name = canonical(function.name)
-    return _text(copy)
+def _function(function: Any, canonical: Callable[[str], str]) -> Iterator[bytes]:
+    signature = function.signature
+    yield canonical(signature.name).encode()
+    names = {argument.name: f"argument_{i}" for i, argument in enumerate(signature.input_arg)}
+    yield repr([argument.type for argument in signature.input_arg]).encode()
+    yield from _nodes(function.node_def, names, canonical)
+    for argument in signature.output_arg:
+        yield _reference(function.ret[argument.name], names).encode()
+
+
+def _nodes(
+    nodes: Iterable[Any], names: dict[str, str], canonical: Callable[[str], str]
+) -> Iterator[bytes]:
+    """Each node as bytes; adds what it is called here to `names`."""
+    nodes = list(nodes)
+    names.update({node.name: f"node_{i}" for i, node in enumerate(nodes)})
+    for node in nodes:
+        copy = type(node)()
+        copy.CopyFrom(node)
+        copy.name, copy.op = names[node.name], canonical(node.op)
+        copy.input[:] = [_reference(reference, names) for reference in node.input]
+        copy.ClearField("experimental_debug_info")
+        for name in VOLATILE_ATTRIBUTES:
+            copy.attr.pop(name, None)
+        for name in sorted(copy.attr):
+            value = copy.attr[name]
+            for called in [value.func, *value.list.func] if _has_functions(value) else []:
+                called.name = canonical(called.name)
+        yield copy.SerializeToString(deterministic=True)
+
+
+def _reference(reference: str, names: Mapping[str, str]) -> str:
+    """`name`, `name:output:0` or `^name`, by the name's place."""
+    control = "^" if reference.startswith("^") else ""
+    name, colon, output = reference.removeprefix("^").partition(":")
+    return f"{control}{names.get(name, name)}{colon}{output}"
 
 
 def _has_functions(value: Any) -> bool:
-    return value.WhichOneof("value") == "func" or bool(
-        value.WhichOneof("value") == "list" and value.list.func
-    )
-
-
-def _text(message: Any) -> bytes:
-    data: bytes = message.SerializeToString(deterministic=True)
-    return data
+    kind = value.WhichOneof("value")
+    return kind == "func" or (kind == "list" and bool(value.list.func))
