@@ -125,7 +125,7 @@ def test_gymnasium_games_without_discrete_actions_are_refused() -> None:
 def test_the_longest_return_of_cartpole_fits_its_support() -> None:
     config = load_game("cartpole").config
     longest = sum(config.training.discount**t for t in range(config.game.max_moves))
-    assert 259 < longest < config.network.value_support.limit
+    assert 49 < longest < config.network.value_support.limit
 
 
 FOURS = [
