@@ -26,7 +26,7 @@ run: $(RUN_READY)  ## Train GAME until its goal is met: make run GAME=tictactoe 
 	@$(BIN)/muprover run --game $(GAME) $(ARGS)
 
 test: $(TEST_READY) lint  ## Check style and types, and run all tests.
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(TEST_READY)  ## Check style and types.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

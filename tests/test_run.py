@@ -23,7 +23,6 @@ from muprover.runfolder import RunFolder
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
-    pytest.mark.xdist_group("run"),
     pytest.mark.timeout(600),
 ]
 
