@@ -1,4 +1,4 @@
-"""The order of tests: `make test` gives each file to one of two workers, so long files come first."""
+"""The order of tests: each file is given to one of two workers by `make test`, long ones first."""
 
 from __future__ import annotations
 
