@@ -26,6 +26,7 @@ from muprover.supervisor import Component
 
 FIRST_PORT, NUM_PORTS = 20_000, 12_000  # below those that systems give to outgoing connections
 POLL_SECONDS = "0.25"  # how often the network server looks for a new version
+NUM_SERVED = 4  # versions: an evaluation of one outlasts some exports
 
 # The seconds that a component has for an orderly end. Trainers write a checkpoint and a version.
 GRACE_SECONDS = {"trainer": 60.0}
@@ -146,7 +147,7 @@ def write_serving_files(
     layout: Layout, ports: Ports, folder: RunFolder, config: Config
 ) -> dict[str, Path]:
     """The network server's files, also for the stock server, with its command lines."""
-    models = [ModelSettings(MODEL_NAME, str(folder.models.resolve()), VersionPolicy("latest", 2))]
+    models = [ModelSettings(MODEL_NAME, str(folder.models.resolve()), VersionPolicy("latest", NUM_SERVED))]
     games = layout.games_per_agent or config.self_play.games_per_agent
     group = max((games + 1) // 2, config.games_per_search)
     sizes = {group} if layout.agents == 1 else {group, 2 * group}  # each is compiled
