@@ -32,9 +32,16 @@ def make_config() -> Config:
             reward_support=SupportConfig(limit=1, size=1),
         ),
         training=TrainingConfig(
-            batch_size=256, td_steps=50, discount=0.98, learning_rate=2e-3, ema_decay=0.998
+            batch_size=128,
+            td_steps=50,
+            discount=0.98,
+            learning_rate=3e-3,
+            ema_decay=0.998,
+            export_interval=500,
         ),
-        replay=ReplayConfig(max_size=100_000, min_size_to_sample=5_000, samples_per_insert=8.0),
+        replay=ReplayConfig(
+            max_size=100_000, min_size_to_sample=3_000, samples_per_insert=4.0, segment_length=50
+        ),
         self_play=SelfPlayConfig(games_per_agent=128),
         evaluation=EvaluationConfig(
             watch_share=0.5, goal=GoalConfig(metric="mean_return", at_least=475)

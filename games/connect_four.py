@@ -127,8 +127,9 @@ def make_config() -> Config:
             td_steps=42,
             learning_rate=4e-3,
             learning_rate_schedule="exponential",
-            learning_rate_decay_steps=30_000,
+            learning_rate_decay_steps=18_000,
             ema_decay=0.999,
+            xla=False,  # convolutions on CPUs
         ),
         replay=ReplayConfig(max_size=400_000, min_size_to_sample=20_000, samples_per_insert=3.0),
         self_play=SelfPlayConfig(

@@ -147,7 +147,9 @@ def write_serving_files(
     layout: Layout, ports: Ports, folder: RunFolder, config: Config
 ) -> dict[str, Path]:
     """The network server's files, also for the stock server, with its command lines."""
-    models = [ModelSettings(MODEL_NAME, str(folder.models.resolve()), VersionPolicy("latest", NUM_SERVED))]
+    models = [
+        ModelSettings(MODEL_NAME, str(folder.models.resolve()), VersionPolicy("latest", NUM_SERVED))
+    ]
     games = layout.games_per_agent or config.self_play.games_per_agent
     group = max((games + 1) // 2, config.games_per_search)
     sizes = {group} if layout.agents == 1 else {group, 2 * group}  # each is compiled

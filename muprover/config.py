@@ -197,6 +197,8 @@ class TrainingConfig(Settings):
     """Training steps between two checkpoints (there is one at each export as well)."""
     max_steps: PositiveInt | None = None
     """Training ends here; None: with the run."""
+    xla: bool = True
+    """Compile the step with XLA. On CPUs convolutions may be faster without it."""
 
 
 class ReplayConfig(Settings):

@@ -19,7 +19,8 @@ from muprover.config import SettingsError
 from muprover.game import Game
 from muprover.model.export import Exporter, ExportError
 from muprover.model.losses import Losses
-from muprover.model.training import Training, example_batch, limit_threads
+from muprover.model.runtime import tune
+from muprover.model.training import Training, example_batch
 from muprover.replay import Batch
 from muprover.services.health import HealthPort
 from muprover.services.replay import RemoteReplayBuffer
@@ -70,7 +71,7 @@ def train(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    limit_threads(threads)
+    tune(threads)
     start_metrics(metrics_port)
     health = HealthPort(health_port) if health_port is not None else None
     trainer = Trainer(game, saved_models, logdir, seed, num_devices, keep_exports)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -74,12 +73,14 @@ class Training:
                 if self._options.ema_decay
                 else weights
             )
-        self._gradients = tf.function(self._compute_gradients, jit_compile=True, autograph=False)
+        self._gradients = tf.function(
+            self._compute_gradients, jit_compile=self._options.xla, autograph=False
+        )
         self._several = self._strategy.num_replicas_in_sync > 1
         self._update = (
             tf.function(self._distributed_update, autograph=False)
             if self._several
-            else tf.function(self._single_update, jit_compile=True, autograph=False)
+            else tf.function(self._single_update, jit_compile=self._options.xla, autograph=False)
         )
 
     @property
@@ -194,15 +195,6 @@ class Training:
         share = [gradient / self._strategy.num_replicas_in_sync for gradient in gradients]
         self._optimizer.apply(share, self.network.weights)
         return losses
-
-
-def limit_threads(intra: int | None, inter: int | None = None) -> None:
-    """Bounds TensorFlow's thread pools; must come before its first computation."""
-    with contextlib.suppress(RuntimeError):  # too late: it has begun
-        if intra:
-            tf.config.threading.set_intra_op_parallelism_threads(intra)
-        if inter:
-            tf.config.threading.set_inter_op_parallelism_threads(inter)
 
 
 def example_batch(game: Game, batch_size: int, rng: np.random.Generator) -> Batch:

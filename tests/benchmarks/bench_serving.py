@@ -212,12 +212,12 @@ class Local:
     """The server's own compiled function, in this process."""
 
     def __init__(self, folder, args, inputs):
+        from muprover.model.runtime import tune
         from muprover.model.serving.metrics import Metrics
-        from muprover.model.serving.server import limit_threads
         from muprover.model.serving.versions import Loader
 
         with contextlib.suppress(RuntimeError):  # the export has used TensorFlow already
-            limit_threads(1, 0)
+            tune(1)
         self._version = Loader(args.batch, (args.batch,), Metrics()).load(folder / MODEL / "1")
         self._function = self._version.program.function("search")
         self._inputs = inputs._asdict()

@@ -42,10 +42,11 @@ def main() -> None:
     args = parser.parse_args()
     game = load_game(args.game, overrides=SETTINGS)
 
+    from muprover.model.runtime import tune
     from muprover.model.trainer import Trainer
-    from muprover.model.training import example_batch, limit_threads
+    from muprover.model.training import example_batch
 
-    limit_threads(args.threads)
+    tune(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         (port,) = free_ports(1)
         command = [sys.executable, "-m", "muprover.cli", "replay", "--game", args.game]

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from muprover.config import SettingsError
+from muprover.model.runtime import tune
 from muprover.model.serving.batching import DEFAULT_MAX_ROWS, Batcher, BatchingOptions
 from muprover.model.serving.command import Batching, ServerOptions, read_server_models
 from muprover.model.serving.manager import LoadOptions, Manager
@@ -140,7 +141,7 @@ class NetworkServer:
 
 def serve_until_signal(options: ServerOptions) -> None:
     """Serves until SIGTERM or SIGINT."""
-    limit_threads(options.intra_op_threads, options.inter_op_threads)
+    tune(options.intra_op_threads, options.inter_op_threads)
     sys.setswitchinterval(SWITCH_SECONDS)
 
     async def main(stop: asyncio.Event) -> None:
@@ -151,14 +152,6 @@ def serve_until_signal(options: ServerOptions) -> None:
         # all calls have been answered, but a compilation cannot be interrupted
         logging.shutdown()
         os._exit(0)
-
-
-def limit_threads(intra_op: int, inter_op: int) -> None:
-    """Before TensorFlow is first used."""
-    tf.config.threading.set_intra_op_parallelism_threads(intra_op)
-    tf.config.threading.set_inter_op_parallelism_threads(inter_op)
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def batching_options(batching: Batching) -> BatchingOptions:
