@@ -307,6 +307,7 @@ class Manager:
                 error = model.statuses[number].error
                 self._set_state(model, number, State.END, error)
                 return
+        self._metrics.load_failures.labels(name)  # 0 is told before there is a first one
         began = time.monotonic()
         try:
             version = self._loader.load(path, like)
