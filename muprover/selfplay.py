@@ -8,7 +8,6 @@ Letters: B games, n of them searched at once, A actions.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from muprover.config import Config
 from muprover.environment import Environments, TimeStep
 from muprover.history import FrameStack, GameHistory
 from muprover.policy import Policy, PolicyOutput, SearchInputs
-from muprover.segments import GameRecorder
+from muprover.segments import GameRecorders, Moves
 
 Rows = NDArray[np.intp]
 
@@ -86,11 +85,10 @@ class Games:
         self._environments = environments
         self._config = config
         self._rng = rng
-        self._agent = agent
         self._may_start = may_start
         self._starts_left = max_games
         self._frames = FrameStack(num_games, game)
-        self._recorders: list[GameRecorder | None] = [None] * num_games
+        self._recorders = GameRecorders(config, num_games, agent)
         self._free = np.ones(num_games, np.bool_)
         self._paused = np.zeros(num_games, np.bool_)
         self._truncated = np.zeros(num_games, np.bool_)
@@ -192,9 +190,7 @@ class Games:
         steps = self._environments.reset(rows, seeds)
         if self._starts_left is not None:
             self._starts_left -= len(rows)
-        for row in rows.tolist():
-            # not from the seed: an agent that starts again must not use an id twice
-            self._recorders[row] = GameRecorder(self._config, secrets.randbits(64), self._agent)
+        self._recorders.begin(rows)
         self._free[rows] = False
         self._moves[rows] = 0
         self._returns[rows] = 0
@@ -253,27 +249,21 @@ class Games:
         segments: list[GameHistory],
     ) -> None:
         """Remembers the moves just made in `rows` `[n]`; adds the `segments` they completed."""
-        moves = zip(
+        moves = Moves(
             self._observation[rows],
-            actions.tolist(),
-            steps.reward.tolist(),
-            self._to_play[rows].tolist(),
+            actions,
+            steps.reward,
+            self._to_play[rows],
             self._legal[rows],
             output.action_weights,
-            output.value.tolist(),
-            exploratory.tolist(),
-            [self._version] * len(rows),
-            strict=True,
+            output.value,
+            exploratory,
         )
-        for row, terminated, move in zip(
-            rows.tolist(), steps.terminated.tolist(), moves, strict=True
-        ):
-            ready = self._recorder(row).add(*move)
-            if ready:
-                segments += ready
-                self._paused[row] = True
-            if terminated:
-                segments += self._finish(row, 0.0, terminated=True)
+        for row, segment in self._recorders.add(rows, moves, self._version):
+            segments.append(segment)
+            self._paused[row] = True
+        for row in rows[steps.terminated].tolist():
+            segments += self._finish(row, 0.0, terminated=True)
 
     def _look(self, rows: Rows, steps: TimeStep) -> None:
         self._observation[rows] = steps.observation
@@ -288,14 +278,7 @@ class Games:
         ]
 
     def _finish(self, row: int, value: float, terminated: bool) -> list[GameHistory]:
-        segments = self._recorder(row).finish(value, terminated, self._version)
-        self._recorders[row] = None
-        return segments
-
-    def _recorder(self, row: int) -> GameRecorder:
-        recorder = self._recorders[row]
-        assert recorder is not None, f"no game in row {row}"
-        return recorder
+        return self._recorders.finish(row, value, terminated, self._version)
 
 
 def random_actions(legal_actions: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:

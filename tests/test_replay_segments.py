@@ -1,35 +1,33 @@
 """Games cut into segments teach exactly what whole games do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from replay_games import make_config, make_game, same_game
 
 from muprover.replay import ReplayBuffer
-from muprover.segments import GameRecorder
+from muprover.segments import GameRecorders, Moves
 
 STACKED = {"observation_shape": (2, 1), "num_stacked_frames": 3, "stack_actions": True}
 
 
+ROW = np.array([1])  # of three games that are recorded
+
+
 def record(config, game, version=0):
-    """The game played again into a recorder; answers its segments, and when each was ready."""
-    recorder = GameRecorder(config, game.game_id, game.agent)
+    """The game played again into recorders; answers its segments, and when each was ready."""
+    recorders = GameRecorders(config, 3, game.agent)
+    recorders.begin(ROW)
     segments, ready = [], []
     for t in range(len(game)):
-        found = recorder.add(
-            game.observation[t],
-            game.action[t],
-            game.reward[t],
-            game.to_play[t],
-            game.legal_actions[t],
-            game.action_weights[t],
-            game.root_value[t],
-            game.exploratory[t],
-            network_version=version,
-        )
-        segments += found
-        ready += [t] * len(found)
-        assert len(recorder) == t + 1
-    segments += recorder.finish(game.final_value, game.terminated, network_version=version)
+        move = Moves(*(getattr(game, name)[t : t + 1] for name in Moves._fields))
+        for row, segment in recorders.add(ROW, move, version):
+            assert row == ROW[0]
+            segments.append(segment)
+            ready.append(t)
+        assert recorders.num_moves(ROW[0]) == t + 1
+    segments += recorders.finish(ROW[0], game.final_value, game.terminated, version)
     return segments, ready
 
 
@@ -69,7 +67,7 @@ def test_a_short_game_is_one_segment_and_whole():
     config = make_config(segment_length=10)
     game = make_game(config, 10, np.random.default_rng(0))
     (segment,), _ = record(config, game, version=3)
-    assert same_game(segment, game)
+    assert same_game(replace(segment, game_id=game.game_id), game)  # which is a new one
 
 
 def test_a_segment_is_ready_as_soon_as_its_targets_are_known():
@@ -83,16 +81,19 @@ def test_a_game_broken_off_keeps_what_was_played():
     game = make_game(config, 4, np.random.default_rng(0), terminated=False, final_value=0.25)
     (segment,), _ = record(config, game)
     assert (segment.final_value, segment.terminated, segment.size) == (0.25, False, 4)
-    assert GameRecorder(config, 1).finish(0.5, False) == []
+    assert GameRecorders(config, 3).finish(1, 0.5, False) == []
 
 
-def test_a_recorder_copies_and_forgets():
+def test_recorders_copy_and_forget():
     config = make_config(segment_length=10, num_unroll_steps=1, td_steps=1)
-    recorder = GameRecorder(config, 1)
-    frame = np.zeros(2, np.float32)
+    recorders = GameRecorders(config, 3)
+    recorders.begin(ROW)
+    frame, zero = np.zeros((1, 2), np.float32), np.zeros(1, np.int32)
+    legal, weights = np.ones((1, 3), np.bool_), np.full((1, 3), 1 / 3, np.float32)
     segments = []
     for t in range(500):
         frame[:] = t
-        segments += recorder.add(frame, 0, 0.0, 0, np.ones(3, np.bool_), np.full(3, 1 / 3), 0.0)
+        move = Moves(frame, zero, zero, zero, legal, weights, zero, np.zeros(1, np.bool_))
+        segments += [segment for _, segment in recorders.add(ROW, move)]
     assert [segment.observation[0, 0] for segment in segments] == list(range(0, 490, 10))
-    assert len(recorder._columns["action"]) <= 64  # moves held, of 500
+    assert recorders._columns["action"].shape[1] <= 64  # moves held, of 500
