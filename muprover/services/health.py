@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from muprover.services.server import SERVER_OPTIONS, PortError
+from muprover.services.server import ALIVE, SERVER_OPTIONS, PortError
 
 
 class HealthPort:
-    """`grpc.health.v1` on a port of its own (0: a free one); NOT_SERVING until told otherwise."""
+    """`grpc.health.v1` on a port of its own (0: a free one); NOT_SERVING until told otherwise, but
+    for the entry `ALIVE`."""
 
     def __init__(self, port: int, host: str = "[::]") -> None:
         self._server = grpc.server(ThreadPoolExecutor(2), options=SERVER_OPTIONS)
@@ -23,6 +24,7 @@ class HealthPort:
             raise PortError(
                 f"health port {port} is in use or not allowed; choose another with --health-port"
             ) from None
+        self._health.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
         self.set_serving(False)
         self._server.start()
 

@@ -1,4 +1,8 @@
-"""How every MuProver server runs: `grpc.aio`, health, reflection, metrics, an orderly end."""
+"""How every MuProver server runs: health, reflection, metrics, an orderly end.
+
+`Server` runs on the event loop, for calls that wait; `ThreadedServer` gives each call a thread, for
+those that compute, and costs them less.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -14,7 +20,9 @@ from grpc_reflection.v1alpha import reflection
 
 log = logging.getLogger(__name__)
 
+MAX_THREADS = 512  # calls of a `ThreadedServer` at once; more wait
 MAX_MESSAGE_BYTES = 64 << 20  # of one message, both ways, on servers and clients
+ALIVE = "alive"  # the health entry that is SERVING as long as the process runs, ready or not
 
 SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -32,7 +40,8 @@ class PortError(OSError):
 
 
 class Server:
-    """A gRPC server with health and reflection; NOT_SERVING until `set_serving(True)`.
+    """A gRPC server on the event loop, with health and reflection; NOT_SERVING until
+    `set_serving(True)`.
 
     Its health has an entry for each of its services, and for each of `health_names`.
     """
@@ -45,36 +54,76 @@ class Server:
         health_names: Sequence[str] = (),
     ) -> None:
         self.grpc = grpc.aio.server(options=SERVER_OPTIONS)
-        self._health_names = ("", *services, *health_names)
         self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
-        reflection.enable_server_reflection(
-            [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
-        )
-        try:
-            self.port = self.grpc.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:
-            self.port = 0
-        if not self.port:
-            raise PortError(
-                f"port {port} is in use or not allowed; choose another with --port (0: any free)"
-            )
+        self._health_names = ("", *services, *health_names)
+        self.port = _open(self.grpc, self._health, services, f"{host}:{port}")
 
     async def set_serving(self, serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse.ServingStatus
         for name in self._health_names:
-            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+            await self._health.set(name, _status(serving))
 
     @contextlib.asynccontextmanager
     async def running(self, grace: float = 5.0) -> AsyncIterator[None]:
         """Serves inside the `with`; then says NOT_SERVING and lets calls end for `grace` s."""
         await self.set_serving(False)
+        await self._health.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
         await self.grpc.start()
         try:
             yield
         finally:
             await self._health.enter_graceful_shutdown()
             await self.grpc.stop(grace)
+
+
+class ThreadedServer:
+    """The same, with a thread for each call."""
+
+    def __init__(
+        self,
+        services: Sequence[str],
+        port: int,
+        host: str = "[::]",
+        health_names: Sequence[str] = (),
+    ) -> None:
+        threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="call")
+        self.grpc = grpc.server(threads, options=SERVER_OPTIONS)
+        self._health = health.HealthServicer()
+        self._health_names = ("", *services, *health_names)
+        self.port = _open(self.grpc, self._health, services, f"{host}:{port}")
+
+    async def set_serving(self, serving: bool) -> None:
+        for name in self._health_names:
+            self._health.set(name, _status(serving))
+
+    @contextlib.asynccontextmanager
+    async def running(self, grace: float = 5.0) -> AsyncIterator[None]:
+        await self.set_serving(False)
+        self.grpc.start()
+        try:
+            yield
+        finally:
+            self._health.enter_graceful_shutdown()
+            await asyncio.to_thread(self.grpc.stop(grace).wait)
+
+
+def _open(server: Any, servicer: Any, services: Sequence[str], address: str) -> int:
+    """Adds health and reflection to a server; answers the port that it listens on."""
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection(
+        [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+    )
+    with contextlib.suppress(RuntimeError):
+        if port := server.add_insecure_port(address):
+            return int(port)
+    raise PortError(
+        f"port {address.rpartition(':')[2]} is in use or not allowed; "
+        "choose another with --port (0: any free)"
+    )
+
+
+def _status(serving: bool) -> Any:
+    status = health_pb2.HealthCheckResponse.ServingStatus
+    return status.SERVING if serving else status.NOT_SERVING
 
 
 def run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
