@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
 from typing import NoReturn
 
 import grpc
@@ -49,4 +50,6 @@ def as_serving_error(error: BaseException) -> ServingError:
         return error
     if isinstance(error, SettingsError):
         return ServingError(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    if isinstance(error, CancelledError):
+        return ServingError(grpc.StatusCode.CANCELLED, "the caller went away")
     return ServingError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import grpc
@@ -67,24 +69,44 @@ class Predictor:
         version = spec.version.value if spec.HasField("version") else None
         return self._manager.get(spec.name, version, spec.version_label)
 
-    async def run(self, query: Query, timeout: float | None) -> dict[str, Array]:
-        """The outputs of a query by name, within `timeout` seconds."""
+    def predict(
+        self,
+        request: predict_pb2.PredictRequest,
+        timeout: float | None,
+        when_lost: Callable[[Callable[[], Any]], bool],
+    ) -> predict_pb2.PredictResponse:
+        """Waits for the answer, at most `timeout` seconds; raises `ServingError`.
+
+        when_lost: remembers what to call if the caller goes away (False: it has).
+        """
+        with self._counted(request, "GRPC"):
+            query = self._check(request)
+            future = self._submit(query, timeout)
+            if not when_lost(future.cancel):
+                future.cancel()
+            return self._response(request.model_spec.name, query, future.result())
+
+    async def predict_soon(
+        self, request: predict_pb2.PredictRequest
+    ) -> predict_pb2.PredictResponse:
+        """The same on the event loop, for REST; raises `ServingError`."""
+        with self._counted(request, "REST"):
+            query = self._check(request)
+            outputs = await asyncio.wrap_future(self._submit(query, None))
+            return self._response(request.model_spec.name, query, outputs)
+
+    def _submit(self, query: Query, timeout: float | None) -> Future[dict[str, Array]]:
+        """The outputs of a query by name, later."""
         deadline = None if timeout is None else time.monotonic() + timeout
         function = query.version.program.function(query.signature)
-        future = self._batcher.submit(
-            query.version, function, query.inputs, query.outputs, deadline
-        )
-        return await asyncio.wrap_future(future)
+        return self._batcher.submit(query.version, function, query.inputs, query.outputs, deadline)
 
-    async def predict(
-        self, request: predict_pb2.PredictRequest, timeout: float | None, entrypoint: str = "GRPC"
-    ) -> predict_pb2.PredictResponse:
-        """Raises `ServingError`."""
+    @contextlib.contextmanager
+    def _counted(self, request: predict_pb2.PredictRequest, entrypoint: str) -> Iterator[None]:
+        """Counts a prediction by how it ends; what goes wrong becomes a `ServingError`."""
         began, status = time.perf_counter(), "OK"
         try:
-            query = self._check(request)
-            outputs = await self.run(query, timeout)
-            return self._response(request.model_spec.name, query, outputs)
+            yield
         except Exception as error:
             refusal = as_serving_error(error)
             status = refusal.code.name
@@ -132,29 +154,29 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
 
-    async def Predict(self, request: Any, context: Any) -> Any:
+    def Predict(self, request: Any, context: Any) -> Any:
         try:
-            return await self._predictor.predict(request, context.time_remaining())
+            return self._predictor.predict(request, context.time_remaining(), context.add_callback)
         except ServingError as error:
-            await context.abort(error.code, error.details)
+            context.abort(error.code, error.details)
 
-    async def GetModelMetadata(self, request: Any, context: Any) -> Any:
+    def GetModelMetadata(self, request: Any, context: Any) -> Any:
         try:
             return get_metadata(self._predictor, request)
         except ServingError as error:
-            await context.abort(error.code, error.details)
+            context.abort(error.code, error.details)
 
-    async def Classify(self, request: Any, context: Any) -> Any:
-        await _unimplemented("Classify", context)
+    def Classify(self, request: Any, context: Any) -> Any:
+        _unimplemented("Classify", context)
 
-    async def Regress(self, request: Any, context: Any) -> Any:
-        await _unimplemented("Regress", context)
+    def Regress(self, request: Any, context: Any) -> Any:
+        _unimplemented("Regress", context)
 
-    async def MultiInference(self, request: Any, context: Any) -> Any:
-        await _unimplemented("MultiInference", context)
+    def MultiInference(self, request: Any, context: Any) -> Any:
+        _unimplemented("MultiInference", context)
 
-    async def PredictStreamed(self, request_iterator: Any, context: Any) -> Any:
-        await _unimplemented("PredictStreamed", context)
+    def PredictStreamed(self, request_iterator: Any, context: Any) -> Any:
+        _unimplemented("PredictStreamed", context)
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
@@ -163,13 +185,13 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):  # type: ignor
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
 
-    async def GetModelStatus(self, request: Any, context: Any) -> Any:
+    def GetModelStatus(self, request: Any, context: Any) -> Any:
         try:
             return get_status(self._manager, request)
         except ServingError as error:
-            await context.abort(error.code, error.details)
+            context.abort(error.code, error.details)
 
-    async def HandleReloadConfigRequest(self, request: Any, context: Any) -> Any:
+    def HandleReloadConfigRequest(self, request: Any, context: Any) -> Any:
         """The response tells what went wrong, and the call fails with the same code."""
         remaining = context.time_remaining()
         timeout = RELOAD_SECONDS if remaining is None else min(remaining, RELOAD_SECONDS)
@@ -183,7 +205,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):  # type: ignor
                 )
             _check_platforms(request.config)
             models = model_settings(request.config)
-            await asyncio.to_thread(self._manager.reload, models, timeout)
+            self._manager.reload(models, timeout)
         except Exception as error:
             refusal = as_serving_error(error)
             log.error("configuration not reloaded: %s", refusal)
@@ -282,7 +304,7 @@ def _check_platforms(config: Any) -> None:
             )
 
 
-async def _unimplemented(method: str, context: Any) -> None:
-    await context.abort(
+def _unimplemented(method: str, context: Any) -> None:
+    context.abort(
         grpc.StatusCode.UNIMPLEMENTED, f"{method} is not for models of MuProver; use Predict"
     )

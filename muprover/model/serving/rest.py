@@ -121,7 +121,7 @@ class RestServer:
 
     async def _predict(self, spec: model_pb2.ModelSpec, body: bytes) -> str:
         request, is_row_format = await asyncio.to_thread(self._parse, spec, body)
-        response = await self._predictor.predict(request, None, "REST")
+        response = await self._predictor.predict_soon(request)
         outputs = {name: _decode(name, tensor) for name, tensor in response.outputs.items()}
         return await asyncio.to_thread(_format, outputs, is_row_format)
 

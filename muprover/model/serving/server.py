@@ -27,7 +27,7 @@ from muprover.model.serving.predict import (
 )
 from muprover.model.serving.rest import RestServer
 from muprover.model.serving.versions import Loader
-from muprover.services.server import Server, run_until_signal
+from muprover.services.server import ThreadedServer, run_until_signal
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class NetworkServer:
     ) -> None:
         """Serves until `stop` is set."""
         self._loop = asyncio.get_running_loop()
-        server = Server(
+        server = ThreadedServer(
             [PREDICTION_SERVICE, MODEL_SERVICE],
             self._options.port,
             self._options.host,
@@ -102,7 +102,7 @@ class NetworkServer:
             await self._metrics_only.start(host, self._options.metrics_port, "--metrics-port")
             log.info("metrics on port %d", self._metrics_only.port)
 
-    async def _follow(self, server: Server, stop: asyncio.Event) -> None:
+    async def _follow(self, server: ThreadedServer, stop: asyncio.Event) -> None:
         """Says how it is whenever that changes, and rereads the configuration, until the end."""
         stopped = asyncio.create_task(stop.wait())
         rereading = asyncio.create_task(self._reread_models())
