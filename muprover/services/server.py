@@ -32,6 +32,7 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_connection_age_ms", 60_000),  # then clients look up who else serves; streams go on
 ]
 
 
