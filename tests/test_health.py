@@ -7,7 +7,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from muprover.services.health import HealthPort
-from muprover.services.server import ALIVE, Server
+from muprover.services.server import ALIVE, Server, ThreadedServer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -38,9 +38,10 @@ def test_readiness_comes_and_goes_and_life_stays(health):
         assert status(health.port, ALIVE) == SERVING
 
 
-def test_a_server_is_alive_before_it_is_ready():
+@pytest.mark.parametrize("make", [Server, ThreadedServer])
+def test_a_server_is_alive_before_it_is_ready(make):
     async def main():
-        server = Server([], 0, "localhost")
+        server = make([], 0, "localhost")
         async with server.running(0):
             before = [await asyncio.to_thread(status, server.port, name) for name in (ALIVE, "")]
             await server.set_serving(True)

@@ -44,7 +44,7 @@ class Server:
     """A gRPC server on the event loop, with health and reflection; NOT_SERVING until
     `set_serving(True)`.
 
-    Its health has an entry for each of its services, and for each of `health_names`.
+    Its health has an entry for each of its services, for each of `health_names`, and `ALIVE`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Server:
     async def running(self, grace: float = 5.0) -> AsyncIterator[None]:
         """Serves inside the `with`; then says NOT_SERVING and lets calls end for `grace` s."""
         await self.set_serving(False)
-        await self._health.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
+        await self._health.set(ALIVE, _status(True))
         await self.grpc.start()
         try:
             yield
@@ -99,6 +99,7 @@ class ThreadedServer:
     @contextlib.asynccontextmanager
     async def running(self, grace: float = 5.0) -> AsyncIterator[None]:
         await self.set_serving(False)
+        self._health.set(ALIVE, _status(True))
         self.grpc.start()
         try:
             yield
