@@ -220,7 +220,7 @@ def test_a_changed_setting_restarts_what_reads_it_and_a_new_chart_does_not():
 
 
 def test_a_game_of_one_s_own_is_mounted_everywhere_and_has_its_own_run(tmp_path):
-    text = '"""Nim, with \'quotes\', {{ braces }} and\ttabs."""\n\nRULES = "…"\n'
+    text = '  \n"""Nim, with \'quotes\', {{ braces }} and\ttabs."""\n\nRULES = "…"\n'
     (tmp_path / "nim.py").write_text(text, encoding="utf-8")
     file = ("--set-file", f"games.nim={tmp_path / 'nim.py'}", "--set", "game=nim")
     manifests = template(*file)
