@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def add_agent(commands: Any) -> None:
     )
     add("--agent-name", metavar="NAME", help="written into its games (default: host and process)")
     add("--max-games-total", type=count, metavar="N", help="end after so many (default: never)")
-    command.seed().operation(health=True)
+    command.seed(default=None).operation(health=True)
     command.examples(
         "muprover agent --game tictactoe --environment localhost:50000 \\",
         "    --replay-buffer localhost:50001 --network localhost:50002 --num-games 64",
@@ -144,7 +145,7 @@ def agent(args: argparse.Namespace) -> int:
         agent_name=args.agent_name,
         metrics_port=args.metrics_port,
         health_port=args.health_port,
-        seed=args.seed,
+        seed=secrets.randbits(32) if args.seed is None else args.seed,  # never a game twice
         model_name=args.model_name,
         max_games_total=args.max_games_total,
     )
