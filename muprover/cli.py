@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
+from muprover.commands.cluster import add_cluster
 from muprover.commands.local import add_config, add_games, add_play, add_run
 from muprover.commands.options import EXIT_USAGE, Parser
 from muprover.commands.servers import add_environment, add_network, add_replay
@@ -26,6 +27,7 @@ COMMANDS = (
     add_network,
     add_trainer,
     add_agent,
+    add_cluster,
     add_config,
     add_games,
 )
@@ -48,12 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def status_of(error: Exception) -> int | None:
     """The exit status that goes with an error whose message is meant for people; None otherwise."""
+    from muprover.cluster.connection import ClusterError
     from muprover.services.client import ServiceError
     from muprover.services.server import PortError
 
     if isinstance(error, SettingsError | PortError):
         return EXIT_USAGE
-    return EXIT_FAILURE if isinstance(error, ServiceError) else None
+    return EXIT_FAILURE if isinstance(error, ServiceError | ClusterError) else None
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

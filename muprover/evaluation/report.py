@@ -34,6 +34,8 @@ METRICS = {
     "mean_return": MEAN_RETURN,
     "win_rate": WIN_RATE,
 }
+for gauge in METRICS.values():
+    gauge.set(math.nan)  # until it is measured, which not every game's evaluation does
 
 
 @dataclass(frozen=True)

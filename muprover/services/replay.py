@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from muprover.config import Config
 from muprover.game import Game
 from muprover.history import GameHistory
-from muprover.replay import ReplayStats
+from muprover.replay import Batch, ReplayStats
 from muprover.replay.commits import GroupCommit
 from muprover.replay.durable import Added, DurableReplay
 from muprover.replay.limiter import RateLimiter
@@ -37,7 +37,7 @@ from muprover.replay.wire import (
     stats_to_proto,
 )
 from muprover.services.client import ServiceError, check_contract, open_channel
-from muprover.services.replay_calls import PatientCalls, SampleStream
+from muprover.services.replay_calls import PatientCalls, SampleStream, as_it_is
 from muprover.services.server import MAX_MESSAGE_BYTES, Server, run_until_signal, start_metrics
 from muprover.services.waiting import Stopped
 from muprover.tensors import from_tensor, to_tensor
@@ -354,12 +354,16 @@ class RemoteReplayBuffer:
         return bool(answer.admitted)
 
     def sample(
-        self, batch_size: int, prefetch: int = 2, stop: threading.Event | None = None
+        self,
+        batch_size: int,
+        prefetch: int = 2,
+        stop: threading.Event | None = None,
+        prepare: Callable[[Batch], Batch] = as_it_is,
     ) -> SampleStream:
         """Batches without end (or until `stop`), each as soon as the rate limit allows it and
-        `prefetch` of them ahead; an iterator to be closed, or left to `close()`."""
+        `prefetch` of them ahead, `prepare` done; an iterator to be closed, or left to `close()`."""
         self.connect(stop)
-        stream = SampleStream(self._stub.Sample, self._calls, batch_size, prefetch, stop)
+        stream = SampleStream(self._stub.Sample, self._calls, batch_size, prefetch, stop, prepare)
         self._streams.append(stream)
         return stream
 

@@ -6,7 +6,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -98,6 +98,10 @@ class PatientCalls:
                     raise Stopped from None
 
 
+def as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 class SampleStream(Iterator[Batch]):
     """Batches of one `Sample` stream, fetched ahead in a thread; a server's restart is a pause."""
 
@@ -108,8 +112,10 @@ class SampleStream(Iterator[Batch]):
         batch_size: int,
         prefetch: int,
         stop: threading.Event | None,
+        prepare: Callable[[Batch], Batch],
     ) -> None:
         """`sample`: the stub's method. Without a server for `calls.timeout` s the stream fails."""
+        self._prepare = prepare
         self._sample = sample
         self._calls = calls
         self._request = replay_pb2.SampleRequest(batch_size=batch_size)
@@ -144,7 +150,7 @@ class SampleStream(Iterator[Batch]):
             try:
                 with self._calls.in_words():
                     for response in self._responses():
-                        self._put(batch_from_proto(response))
+                        self._put(self._prepare(batch_from_proto(response)))
                         patience.rewarded()
                         deadline = time.monotonic() + self._calls.timeout
             except ServiceError as error:
