@@ -20,6 +20,7 @@ COMMANDS = [
     "network",
     "trainer",
     "agent",
+    "cluster",
     "config",
     "games",
 ]

@@ -20,7 +20,7 @@ class Missing(MetaPathFinder):
 
 sys.meta_path.insert(0, Missing())
 """
-HEAVY = {"tensorflow", "tensorflow_serving", "keras", "jax", "gymnasium", "rich"}
+HEAVY = {"tensorflow", "tensorflow_serving", "keras", "jax", "gymnasium", "rich", "kubernetes"}
 
 
 def light_modules() -> list[str]:

@@ -1,0 +1,151 @@
+"""A game of one's own, brought into a release that is running."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from muprover.cluster.connection import Cluster, NotFoundError, Object
+from muprover.cluster.release import COMPONENT, Release, Workload, option_of
+from muprover.config import SettingsError
+from muprover.game import Game, load_game
+
+FOLDER = PurePosixPath("/etc/muprover/games")  # in pods, as the chart has it
+MOST_BYTES = 900_000  # of a file; Kubernetes takes a little more
+RUN_OPTIONS = ("--saved-models", "--logdir")  # their folders are named after the run
+RESTARTED = "muprover/restarted-at"
+
+
+def install(release: Release, file: Path) -> str:
+    """Lets a release train the game in `file`, in a run of its own; says what comes of it.
+
+    A game that the release trains already goes on in its run with the new file.
+    """
+    text = checked(file)
+    trainer = release.workload("trainer")
+    path = str(FOLDER / file.name)
+    before = option_of(trainer.words, "--game") or ""
+    old_run = PurePosixPath(option_of(trainer.words, "--saved-models") or "").name
+    new_run = old_run if before == path else f"{release.name}-{file.stem}"
+    fullname = trainer.name.removesuffix("-trainer")
+
+    _put_file(release.cluster, trainer, f"{fullname}-games", file.name, text)
+    _point_network(release.cluster, f"{fullname}-network", old_run, new_run)
+    for workload in release.workloads:
+        _restart(release.cluster, workload, path, new_run, f"{fullname}-games")
+    return _told(release, file, PurePosixPath(before).stem, old_run, new_run)
+
+
+def checked(file: Path) -> str:
+    """The text of a game's file; raises `SettingsError` unless the game can be played."""
+    if not file.is_file() or file.suffix != ".py":
+        raise SettingsError(f"{file} is no Python file with a game")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", file.stem):
+        raise SettingsError(f"{file.name}: name it by letters, digits, _ and - alone")
+    text = file.read_text(encoding="utf-8")
+    if len(text.encode()) > MOST_BYTES:
+        raise SettingsError(f"{file} has more than {MOST_BYTES:,} bytes; build it into images")
+    game = load_game(str(file))
+    if game.has_rules:
+        _try(game)
+    return text
+
+
+def _try(game: Game) -> None:
+    try:
+        environments = game.make_environments(1)
+        environments.reset(np.array([0]), np.array([0]))
+        environments.close()
+    except ModuleNotFoundError:
+        pass  # a library that the images have, but this machine has not
+    except Exception as error:
+        raise SettingsError(f"game {game.source} does not start: {error}") from error
+
+
+def _put_file(cluster: Cluster, trainer: Workload, name: str, key: str, text: str) -> None:
+    """Adds the file to the release's games, of which there may have been none."""
+    try:
+        cluster.patch(cluster.core.patch_namespaced_config_map, name, {"data": {key: text}})
+    except NotFoundError:
+        config_map = {"metadata": _metadata(trainer, name), "data": {key: text}}
+        cluster.ask(cluster.core.create_namespaced_config_map, body=config_map)
+
+
+def _metadata(trainer: Workload, name: str) -> Object:
+    """As if Helm had made it, so that a later upgrade takes it over; gone with the trainer."""
+    theirs = trainer.body["metadata"]
+    owned = {k: v for k, v in theirs.get("annotations", {}).items() if k.startswith("meta.helm.sh")}
+    owner = {"apiVersion": "apps/v1", "kind": trainer.kind, "name": trainer.name}
+    return {
+        "name": name,
+        "labels": theirs["labels"] | {COMPONENT: "games"},
+        "annotations": owned,
+        "ownerReferences": [owner | {"uid": theirs["uid"]}],
+    }
+
+
+def _point_network(cluster: Cluster, name: str, old_run: str, new_run: str) -> None:
+    """Lets network servers serve the models of the new run."""
+    if new_run == old_run:
+        return
+    files = cluster.ask(cluster.core.read_namespaced_config_map, name)["data"]
+    key = "models.config"
+    changed = files[key].replace(f'/{old_run}"', f'/{new_run}"')
+    cluster.patch(cluster.core.patch_namespaced_config_map, name, {"data": {key: changed}})
+
+
+def _restart(cluster: Cluster, workload: Workload, path: str, run: str, games: str) -> None:
+    """Starts a component's pods anew, those with a game with the one at `path`."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    template: Object = {"metadata": {"annotations": {RESTARTED: now}}}
+    if option_of(workload.words, "--game") is not None:
+        container = workload.body["spec"]["template"]["spec"]["containers"][0]
+        mount = {"name": "games", "mountPath": str(FOLDER), "readOnly": True}
+        template["spec"] = {
+            "containers": [
+                {
+                    "name": container["name"],
+                    "args": renamed(container["args"], path, run),
+                    "volumeMounts": [mount],
+                }
+            ],
+            "volumes": [{"name": "games", "configMap": {"name": games}}],
+        }
+    apps = cluster.apps
+    patch = {
+        "Deployment": apps.patch_namespaced_deployment,
+        "StatefulSet": apps.patch_namespaced_stateful_set,
+    }[workload.kind]
+    cluster.patch(patch, workload.name, {"spec": {"template": template}})
+
+
+def renamed(words: list[str], path: str, run: str) -> list[str]:
+    """A command line with another game, and with folders of another run."""
+    changed = list(words)
+    for number, word in enumerate(words[:-1]):
+        following = words[number + 1]
+        if word == "--game":
+            changed[number + 1] = path
+        elif word in RUN_OPTIONS:
+            changed[number + 1] = str(PurePosixPath(following).with_name(run))
+    return changed
+
+
+def _told(release: Release, file: Path, before: str, old_run: str, new_run: str) -> str:
+    if new_run == old_run:
+        first = f"{file.stem}: the new file is in, and run {old_run} goes on with it"
+    else:
+        first = f"{before} → {file.stem}, in run {new_run}; {old_run} stays on the volumes"
+    return "\n".join(
+        [
+            f"{first}. All components restart.",
+            "Helm does not know of this. From now on, give every helm upgrade",
+            f"  --set-file games.{file.stem}={file} --set game={file.stem}",
+            f"or it goes back to {before if new_run != old_run else 'the file that it knows'} "
+            "(Helm 4 stops at a conflict instead).",
+            f"see how it goes: muprover cluster status --release {release.name}",
+        ]
+    )
