@@ -44,9 +44,10 @@ proof: $(RUN_READY)  ## Train GAME to its goal with each of SEEDS seeds, and rep
 images:  ## Build an image of each component: make images REGISTRY=localhost TAG=0.1.0 GPU=1.
 	@docker/build.sh
 
-chart: $(TEST_READY)  ## Rebuild what is made of the chart's values: schema, README, k8s/rendered.
+chart: $(TEST_READY)  ## Rebuild what is made: the chart's schema, README, dashboards; k8s/rendered.
 	@$(BIN)/python -c "import sys; sys.path.insert(0, 'tests'); import helm; helm.find_helm()"
 	@$(BIN)/python charts/generate.py
+	@$(BIN)/python charts/dashboards/generate.py
 
 clean:  ## Remove the virtual environment and what was built; runs/ stay.
 	rm -rf $(VENV) *.egg-info build dist .pytest_cache .mypy_cache .ruff_cache

@@ -84,8 +84,9 @@ def add_release(api: ApiServer, folder: Path, name: str = "r", game: str = "tict
         api.add("statefulsets" if component == "network" else "deployments", workload)
         add_pod(api, f"{fullname}-{component}-0", labels, spec)
     config = f'base_path: "/models/{name}-{game}"\nother: "/models/{name}-{game}-old"\n'
-    network = {"metadata": {"name": f"{name}-muprover-network"}, "data": {"models.config": config}}
-    api.add("configmaps", network)
+    files = {"network": {"models.config": config}, "settings": {"settings.yaml": "{}"}}
+    for what, data in files.items():
+        api.add("configmaps", {"metadata": {"name": f"{name}-muprover-{what}"}, "data": data})
 
 
 def add_pod(api: ApiServer, name: str, labels: dict[str, str], spec: dict[str, Any]) -> None:
@@ -431,6 +432,16 @@ def test_what_is_no_game_never_reaches_the_release(api, tmp_path, capsys, name, 
     file.write_text(text)
     assert muprover(api, "game", str(file)) == 2
     assert sentence in capsys.readouterr().err
+    assert not api.patches
+
+
+def test_a_game_must_suit_the_settings_of_the_release(api, tmp_path, capsys):
+    file = tmp_path / "guess.py"
+    file.write_text(GAME)
+    settings = api.objects["configmaps"]["r-muprover-settings"]
+    settings["data"]["settings.yaml"] = "search: {num_simulations: 1000}"
+    assert muprover(api, "game", str(file)) == 2
+    assert "search.num_simulations 1000 is above" in capsys.readouterr().err
     assert not api.patches
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -104,6 +105,12 @@ def test_rules_and_dashboards_read_only_what_is_exported(ports):
 def test_every_component_tells_of_its_process(ports):
     for port in ports.values():
         assert {"process_start_time_seconds", "process_cpu_seconds_total"} <= exported(port)
+
+
+def test_what_is_not_evaluated_is_not_told(ports):
+    told = scrape(ports["evaluator"])
+    assert told["muprover_evaluation_lost_lines"] >= 0
+    assert math.isnan(told["muprover_evaluation_mean_return"])
 
 
 def test_records_that_are_read_are_recorded():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -24,13 +26,13 @@ def install(release: Release, file: Path) -> str:
 
     A game that the release trains already goes on in its run with the new file.
     """
-    text = checked(file)
     trainer = release.workload("trainer")
+    fullname = trainer.name.removesuffix("-trainer")
+    text = checked(file, _settings(release.cluster, f"{fullname}-settings"))
     path = str(FOLDER / file.name)
     before = option_of(trainer.words, "--game") or ""
     old_run = PurePosixPath(option_of(trainer.words, "--saved-models") or "").name
     new_run = old_run if before == path else f"{release.name}-{file.stem}"
-    fullname = trainer.name.removesuffix("-trainer")
 
     _put_file(release.cluster, trainer, f"{fullname}-games", file.name, text)
     _point_network(release.cluster, f"{fullname}-network", old_run, new_run)
@@ -39,8 +41,11 @@ def install(release: Release, file: Path) -> str:
     return _told(release, file, PurePosixPath(before).stem, old_run, new_run)
 
 
-def checked(file: Path) -> str:
-    """The text of a game's file; raises `SettingsError` unless the game can be played."""
+def checked(file: Path, settings: str = "") -> str:
+    """The text of a game's file; raises `SettingsError` unless the game can be played.
+
+    settings: of the release, in YAML, which lie above the game's own.
+    """
     if not file.is_file() or file.suffix != ".py":
         raise SettingsError(f"{file} is no Python file with a game")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", file.stem):
@@ -48,10 +53,25 @@ def checked(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
     if len(text.encode()) > MOST_BYTES:
         raise SettingsError(f"{file} has more than {MOST_BYTES:,} bytes; build it into images")
-    game = load_game(str(file))
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as above:
+        above.write(settings or "{}")
+        above.flush()
+        try:
+            game = load_game(str(file), above.name)
+        except SettingsError as error:
+            said = str(error).replace(above.name, "the release's config")
+            raise SettingsError(said) from None
     if game.has_rules:
         _try(game)
     return text
+
+
+def _settings(cluster: Cluster, name: str) -> str:
+    """The release's own, which helm was given as `config`."""
+    with suppress(NotFoundError):
+        files = cluster.ask(cluster.core.read_namespaced_config_map, name)["data"]
+        return str(files["settings.yaml"])
+    return ""
 
 
 def _try(game: Game) -> None:
