@@ -130,8 +130,8 @@ class Handler(BaseHTTPRequestHandler):
         elif where["name"] not in objects:
             self._fail(404, f'{where["kind"]} "{where["name"]}" not found')
         elif where["part"] == "log":
-            tail = int(self.query["tailLines"][0])
-            self._send("".join(self.api.logs[where["name"]].splitlines(keepends=True)[-tail:]))
+            lines = self.api.logs[where["name"]].splitlines(keepends=True)
+            self._send("".join(lines[len(lines) - int(self.query["tailLines"][0]) :]))
         elif where["part"] == "exec":
             self._execute(self.query["command"])
         else:

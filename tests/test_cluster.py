@@ -175,7 +175,7 @@ def test_status_says_which_pod_is_unwell(api, capsys):
     shown = capsys.readouterr().out
     assert "trainer 0/1" in shown
     assert "ImagePullBackOff" in shown
-    assert "does not answer: the cluster at" in shown
+    assert "does not answer: no such port" in shown
 
 
 def test_status_in_json(api, capsys):

@@ -84,6 +84,8 @@ class Cluster:
         At its end, raises `ClusterError` with the command's last words if it failed.
         """
         from kubernetes.stream import stream
+        from kubernetes.stream.ws_client import ERROR_CHANNEL
+        from websocket import WebSocketException
 
         with self.in_words():
             socket = stream(
@@ -100,6 +102,7 @@ class Cluster:
                 _preload_content=False,
             )
         said, heard_at = b"", time.monotonic()
+        broken = ClusterError("the connection to the pod broke off")
         try:
             while socket.is_open():
                 socket.update(timeout=1.0)
@@ -110,10 +113,17 @@ class Cluster:
                 if data or error:
                     heard_at = time.monotonic()
                 elif time.monotonic() - heard_at > SILENCE_SECONDS:
-                    raise ClusterError(f"pod {pod} has said nothing for {SILENCE_SECONDS:.0f} s")
+                    raise broken
+        except (OSError, WebSocketException):
+            raise broken from None
         finally:
             socket.close()
-        _check_exit(socket, said.decode(errors="replace"))
+        status = json.loads(socket.read_channel(ERROR_CHANNEL) or "null")
+        if status is None:
+            raise broken
+        if status.get("status") != "Success":
+            last = said.decode(errors="replace").strip().rpartition("\n")[2]
+            raise ClusterError(last or status.get("message", "it failed"))
 
     @contextmanager
     def in_words(self) -> Iterator[None]:
@@ -218,17 +228,6 @@ def _inside_a_pod() -> tuple[Any, str] | None:
         return None
     own = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     return client.ApiClient(), own.read_text(encoding="utf-8").strip()
-
-
-def _check_exit(socket: Any, said: str) -> None:
-    """Raises `ClusterError` unless a command in a container, which has ended, succeeded."""
-    from kubernetes.stream.ws_client import ERROR_CHANNEL
-
-    status = json.loads(socket.read_channel(ERROR_CHANNEL) or "null")
-    if status is None:
-        raise ClusterError("the connection to the pod broke off")
-    if status.get("status") != "Success":
-        raise ClusterError(said.strip().rpartition("\n")[2] or status.get("message", "it failed"))
 
 
 def _handshake(error: Any) -> tuple[int, str]:

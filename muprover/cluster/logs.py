@@ -33,31 +33,49 @@ def print_logs(
 
 def follow_logs(release: Release, component: str | None, tail: int, write: Writer) -> None:
     """The last lines of each pod, and what is written from now on, also by pods that come later."""
-    lines: SimpleQueue[str] = SimpleQueue()
+    lines: SimpleQueue[str | ClusterError] = SimpleQueue()
     threading.Thread(
         target=_follow_all, args=(release, component, tail, lines.put), daemon=True
     ).start()
     while True:
-        write(lines.get())
+        line = lines.get()
+        if isinstance(line, ClusterError):
+            raise line
+        write(line)
 
 
-def _follow_all(release: Release, component: str | None, tail: int, write: Writer) -> None:
-    """Follows each container once it has started; each in a thread, which ends with it."""
-    seen: set[tuple[str, str]] = set()
-    while True:
-        try:
-            for pod in _running(release, component):
+def _follow_all(
+    release: Release, component: str | None, tail: int, put: Callable[[str | ClusterError], None]
+) -> None:
+    """Follows each container once it has started, in a thread; again if the connection was cut."""
+    followed: dict[tuple[str, str], threading.Thread] = {}
+    try:
+        while True:
+            for pod in _changing(release, component):
                 for status in pod.statuses:
-                    container = (str(status.get("containerID")), status["name"])
-                    if "running" in status.get("state", {}) and container not in seen:
-                        seen.add(container)
-                        _start_following(release, pod, status["name"], tail, write)
-        except ClusterError as error:
-            write(f"[{error}]")
-            return
+                    if "running" not in status.get("state", {}):
+                        continue
+                    key = (str(status.get("containerID")), str(status["name"]))
+                    if key not in followed or not followed[key].is_alive():
+                        lines = tail if key not in followed else 0
+                        args = (release, pod, key[1], lines, put)
+                        followed[key] = threading.Thread(target=_follow, args=args, daemon=True)
+                        followed[key].start()
+    except ClusterError as error:
+        put(error)
 
 
-def _running(release: Release, component: str | None) -> Iterator[Pod]:
+def _follow(release: Release, pod: Pod, container: str, tail: int, put: Writer) -> None:
+    try:
+        for line in _lines(release, pod, container, tail, follow=True):
+            put(_signed(pod, line))
+    except NotFoundError:
+        pass  # the pod is gone
+    except ClusterError as error:
+        put(_signed(pod, f"[{error}]"))
+
+
+def _changing(release: Release, component: str | None) -> Iterator[Pod]:
     """Each pod as it is now, and again whenever one has changed."""
     cluster = release.cluster
     selector = release.selector + (f",{COMPONENT}={component}" if component else "")
@@ -74,19 +92,6 @@ def _running(release: Release, component: str | None) -> Iterator[Pod]:
                 pod = Pod(event["object"])
                 if pod.component in COMPONENTS:
                     yield pod
-
-
-def _start_following(release: Release, pod: Pod, container: str, tail: int, write: Writer) -> None:
-    def follow() -> None:
-        try:
-            for line in _lines(release, pod, container, tail, follow=True):
-                write(_signed(pod, line))
-        except NotFoundError:
-            pass  # the pod is gone
-        except ClusterError as error:
-            write(_signed(pod, f"[{error}]"))
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _lines(

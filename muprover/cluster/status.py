@@ -219,7 +219,8 @@ def scrape(release: Release, pod: Pod) -> Scrape:
             if container == "network":
                 versions = _served_versions(release, pod, port)
     except ClusterError as error:
-        problem = f"does not answer: {error}" if pod.state == "Ready" else ""
+        said = str(error).rpartition(" answers: ")[2]
+        problem = f"does not answer: {said}" if pod.state == "Ready" else ""
     return Scrape(pod, at, samples, versions, problem)
 
 
