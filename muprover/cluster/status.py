@@ -283,6 +283,7 @@ def _told(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         met = "goal met" if f["evaluation"]["goal_met"] else "goal not met"
         evaluation += f", {met}, {clock(f['evaluation']['age_seconds'])} ago"
     served = ", ".join(map(str, f["served_versions"])) or "none yet"
+    exported = f["exported_version"]
     return [
         ("games", f"{_number(f['games'])} ({_number(f['games_per_second'])}/s)"),
         ("moves", f"{_number(f['moves_per_second'])}/s"),
@@ -295,7 +296,7 @@ def _told(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"trainer {_percent(f['trainer_waits'])} for games, "
             f"agents {_percent(f['agents_wait'])} for the trainer",
         ),
-        ("version", f"exported {_number(f['exported_version'])}, served {served}"),
+        ("version", f"exported {'-' if exported is None else f'{exported:.0f}'}, served {served}"),
         ("evaluation", evaluation),
     ]
 
@@ -317,7 +318,8 @@ def _count(status: Status, workload: Workload) -> str:
 
 def _age(pod: Pod) -> str:
     created = datetime.fromisoformat(pod.body["metadata"]["creationTimestamp"])
-    return clock(max(0.0, (datetime.now(UTC) - created).total_seconds()))
+    age = datetime.now(UTC) - created
+    return f"{age.days} d" if age.days > 1 else clock(max(0.0, age.total_seconds()))
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
