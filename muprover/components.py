@@ -40,7 +40,7 @@ class Layout:
     agents: int = 1
     games_per_agent: int | None = None  # None: as the settings say
     min_games: int = 1
-    threads: int | None = None  # of TensorFlow, in trainer and network each
+    threads: int | None = None  # of TensorFlow, in trainer and network each; None: as suits them
     log_level: str = "info"
     log_format: str = "text"
 
@@ -51,8 +51,13 @@ class Layout:
         return ["replay", "environment", "network", "trainer", "evaluator", *agents]
 
     @property
-    def tensorflow_threads(self) -> int:
-        """Trainer and network share the cores; numpy and the rest of TensorFlow get one each."""
+    def trainer_threads(self) -> int:
+        """One step at a time, on all cores."""
+        return self.threads or num_cores()
+
+    @property
+    def network_threads(self) -> int:
+        """Several searches at a time, each on few cores."""
         return self.threads or max(1, num_cores() // 2)
 
 
@@ -122,13 +127,13 @@ def _commands(
             *("--monitoring-config-file", str(files[MONITORING_CONFIG])),
             *("--enable-batching", "--batching-parameters-file", str(files[BATCHING_CONFIG])),
             *("--file-system-poll-wait-seconds", POLL_SECONDS),
-            *("--tensorflow-intra-op-parallelism", str(layout.tensorflow_threads)),
+            *("--tensorflow-intra-op-parallelism", str(layout.network_threads)),
             "--enable-serialization-as-tensor-content",
         ],
         "trainer": [
             *("trainer", *game, *replay, *same, "--min-games", str(layout.min_games)),
             *("--saved-models", str(folder.models), "--logdir", str(folder.path)),
-            *("--threads", str(layout.tensorflow_threads)),
+            *("--threads", str(layout.trainer_threads)),
         ],
         "evaluator": [
             *("evaluate", *game, *servers, *same, "--watch"),
