@@ -279,6 +279,12 @@ def test_equal_seeds_make_equal_evaluations():
     assert results[0].mean_return != results[2].mean_return
 
 
+def test_each_evaluation_plays_fresh_episodes():
+    evaluation = Evaluation(load_game("cartpole", overrides=["evaluation.num_episodes=30"]))
+    first, second = (evaluation.run(first_legal, ["mean_return"]) for _ in range(2))
+    assert first.mean_return != second.mean_return
+
+
 def test_what_is_measured_depends_on_the_game():
     assert Evaluation(GAME).measures == ("lost_lines", "match_mcts", "optimal_moves", "win_rate")
     assert Evaluation(GAME).main_measure == "lost_lines"

@@ -75,10 +75,13 @@ class Evaluation:
         self._game = game
         self._seed = seed
         self._make_environments = make_environments or game.make_environments
+        self._runs = 0
 
     def run(self, policy: Policy, measures: Iterable[str]) -> EvaluationResult:
-        """What `measures` find of `policy`, every time with the same random numbers."""
+        """What `measures` find of `policy`: in matches always from the same openings, in episodes
+        each time from fresh starts."""
         start = time.monotonic()
+        self._runs += 1
         config = self._game.config
         player = AgentPlayer(policy, config.evaluation_simulations, config.games_per_search)
         ways = {
@@ -182,11 +185,12 @@ class Evaluation:
 
     def _episodes(self, player: Player) -> NDArray[np.float64]:
         num_episodes = self._game.config.evaluation.num_episodes
+        rng = np.random.default_rng([self._seed, STARTS, self._runs])
         with closing(self._make_environments(num_episodes)) as environments:
-            return play_episodes(self._game, player, num_episodes, self._rng(STARTS), environments)
+            return play_episodes(self._game, player, num_episodes, rng, environments)
 
     def _rng(self, purpose: int) -> np.random.Generator:
-        """The same for every agent, so that all get the same openings and episodes."""
+        """The same for every agent, so that all get the same openings."""
         return np.random.default_rng([self._seed, purpose])
 
 
