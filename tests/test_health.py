@@ -1,11 +1,13 @@
 """Health ports: whether a process lives, and whether it can do its work."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from muprover.services.client import open_channel, service_error
 from muprover.services.health import HealthPort
 from muprover.services.server import ALIVE, Server, ThreadedServer
 
@@ -48,3 +50,42 @@ def test_a_server_is_alive_before_it_is_ready(make):
             return before, await asyncio.to_thread(status, server.port)
 
     assert asyncio.run(main()) == ([SERVING, NOT_SERVING], SERVING)
+
+
+def call(channel: grpc.Channel) -> None:
+    request = health_pb2.HealthCheckRequest(service=ALIVE)
+    health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
+
+
+def test_calls_go_to_the_servers_of_a_name_that_are_ready():
+    """What is ready is told by the server, so calls begin, and end, at once."""
+
+    async def main():
+        server = ThreadedServer([], 0, "localhost")
+        address = f"dns:///localhost:{server.port}"
+        async with server.running(0):
+            with open_channel(address) as channel:
+                with pytest.raises(grpc.RpcError) as early:
+                    await asyncio.to_thread(call, channel)
+                await server.set_serving(True)
+                async with asyncio.timeout(10):
+                    while True:
+                        try:
+                            await asyncio.to_thread(call, channel)
+                        except grpc.RpcError:
+                            await asyncio.sleep(0.01)
+                        else:
+                            return str(service_error("network", address, early.value))
+
+    assert asyncio.run(main()).endswith("not ready yet")
+
+
+def test_servers_without_health_checks_are_taken_as_they_are():
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    with open_channel(f"dns:///localhost:{port}") as channel:
+        with pytest.raises(grpc.RpcError) as error:
+            call(channel)
+        assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED  # it was reached
+    server.stop(0)

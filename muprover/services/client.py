@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import grpc
 
 from muprover.services.server import MAX_MESSAGE_BYTES
@@ -17,6 +19,12 @@ CHANNEL_OPTIONS = [
     ("grpc.lb_policy_name", "round_robin"),
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),  # a server may come back elsewhere
 ]
+
+# Of several servers behind one name, calls go to those whose health is SERVING.
+ONLY_READY_SERVERS = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": ""},
+}
 
 
 class ServiceError(RuntimeError):
@@ -46,15 +54,20 @@ class ContractError(ServiceError):
 
 
 def open_channel(address: str) -> grpc.Channel:
-    """A channel to `host:port` (or `dns:///…`); it connects when first used."""
-    return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    """A channel to `host:port`, or to all servers that `dns:///name:port` stands for and that are
+    ready; it connects when first used."""
+    options = list(CHANNEL_OPTIONS)
+    if address.startswith("dns:///"):
+        options.append(("grpc.service_config", json.dumps(ONLY_READY_SERVERS)))
+    return grpc.insecure_channel(address, options=options)
 
 
 def service_error(what: str, address: str, error: grpc.RpcError) -> ServiceError:
     """`error` of a call to the server `what` at `address`, in words."""
     code, details = error.code(), error.details()
     if code == grpc.StatusCode.UNAVAILABLE:
-        details = f"cannot reach it ({details}); is it running?"
+        is_there = "backend unhealthy" in (details or "")
+        details = "not ready yet" if is_there else f"cannot reach it ({details}); is it running?"
     elif code == grpc.StatusCode.DEADLINE_EXCEEDED:
         details = "no answer in time"
     return ServiceError(code, f"{what} at {address}: {details}")

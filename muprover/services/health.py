@@ -5,9 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from muprover.services.server import ALIVE, SERVER_OPTIONS, PortError
+from muprover.services.server import ALIVE, SERVER_OPTIONS, PortError, threaded_health
 
 
 class HealthPort:
@@ -16,7 +16,7 @@ class HealthPort:
 
     def __init__(self, port: int, host: str = "[::]") -> None:
         self._server = grpc.server(ThreadPoolExecutor(2), options=SERVER_OPTIONS)
-        self._health = health.HealthServicer()
+        self._health = threaded_health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
             self.port = self._server.add_insecure_port(f"{host}:{port}")

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 log = logging.getLogger(__name__)
 
+MAX_WATCHERS = 4096  # of the health of one server
 MAX_THREADS = 512  # calls of a `ThreadedServer` at once; more wait
 MAX_MESSAGE_BYTES = 64 << 20  # of one message, both ways, on servers and clients
 ALIVE = "alive"  # the health entry that is SERVING as long as the process runs, ready or not
@@ -88,7 +89,7 @@ class ThreadedServer:
     ) -> None:
         threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="call")
         self.grpc = grpc.server(threads, options=SERVER_OPTIONS)
-        self._health = health.HealthServicer()
+        self._health = threaded_health()
         self._health_names = ("", *services, *health_names)
         self.port = _open(self.grpc, self._health, services, f"{host}:{port}")
 
@@ -106,6 +107,13 @@ class ThreadedServer:
         finally:
             self._health.enter_graceful_shutdown()
             await asyncio.to_thread(self.grpc.stop(grace).wait)
+
+
+def threaded_health() -> health.HealthServicer:
+    """For servers with threads. One more for each watcher: without, a client that leaves while the
+    status changes would stop the server for good (as of grpcio-health-checking 1.85)."""
+    watchers = ThreadPoolExecutor(MAX_WATCHERS, thread_name_prefix="watcher")
+    return health.HealthServicer(experimental_non_blocking=False, experimental_thread_pool=watchers)
 
 
 def _open(server: Any, servicer: Any, services: Sequence[str], address: str) -> int:
