@@ -20,7 +20,7 @@ from muprover.supervisor import Supervisor
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="processes tell of themselves on Linux"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
 ]
 
 CHART = Path(__file__).parents[1] / "charts"
@@ -81,7 +81,7 @@ def await_life(supervisor: Supervisor, ports: dict[str, int]) -> None:
         "trainer": "muprover_trainer_steps",
         "evaluator": "muprover_evaluation_version",
     }
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not all(scrape(ports[name]).get(sign) for name, sign in signs.items()):
         supervisor.check()
         assert time.monotonic() < deadline, signs
