@@ -6,6 +6,7 @@ import pytest
 
 LONG_FILES = [
     "test_run",
+    "test_exported_metrics",
     "test_network_server_versions",
     "test_network_server",
     "test_graph_search",
