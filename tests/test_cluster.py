@@ -1,11 +1,10 @@
-"""`muprover cluster` against an API server: what it shows, changes, brings home and refuses."""
+"""`muprover cluster` against an API server: what it shows, scales, prints and refuses."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,104 +12,15 @@ import pytest
 
 pytest.importorskip("kubernetes")
 
-from api_server import ApiServer
+from cluster_release import COMPONENTS, add_release, cluster, muprover, tell
 
 from muprover.cli import main
-from muprover.runfolder import RunFolder
-
-COMPONENTS = ("environment", "replay", "network", "trainer", "agent", "evaluator")
-GAME = '''
-"""Guess a number."""
-from muprover.config import Config, GameConfig
-from muprover.games import tictactoe
-
-make_environment = tictactoe.make_environment
-
-def make_config():
-    return tictactoe.make_config()
-'''
 
 
 @pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A server with a release `r`, known to the kubeconfig of this test."""
-    server = ApiServer()
-    with server.running():
-        kubeconfig = tmp_path / "kubeconfig"
-        kubeconfig.write_text(server.kubeconfig(namespace="n"))
-        server.kubeconfig_file = kubeconfig  # type: ignore[attr-defined]
-        add_release(server, tmp_path)
+def api(tmp_path: Path) -> Any:
+    with cluster(tmp_path) as server:
         yield server
-
-
-def add_release(api: ApiServer, folder: Path, name: str = "r", game: str = "tictactoe") -> None:
-    """As the chart makes it, with one pod a component, whose volumes are below `folder`."""
-    for component in COMPONENTS:
-        fullname = f"{name}-muprover"
-        words = [component if component != "evaluator" else "evaluate"]
-        if component != "network":
-            words += ["--game", game]
-        if component == "agent":
-            words += ["--model-name", "muprover"]
-        if component == "trainer":
-            words += ["--saved-models", f"{folder}/models/{name}-{game}"]
-            words += ["--logdir", f"{folder}/checkpoints/{name}-{game}", "--seed", "3"]
-        labels = {
-            "app.kubernetes.io/part-of": "muprover",
-            "app.kubernetes.io/instance": name,
-            "app.kubernetes.io/component": component,
-        }
-        spec = {
-            "containers": [
-                {
-                    "name": component,
-                    "args": words,
-                    "ports": [{"name": "metrics", "containerPort": 9090}],
-                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-                }
-            ],
-            "volumes": [{"name": "tmp", "emptyDir": {}}],
-        }
-        annotations = {"meta.helm.sh/release-name": name, "meta.helm.sh/release-namespace": "n"}
-        workload = {
-            "metadata": {
-                "name": f"{fullname}-{component}",
-                "uid": f"uid-{component}",
-                "labels": labels | {"app.kubernetes.io/managed-by": "Helm"},
-                "annotations": annotations,
-            },
-            "spec": {"replicas": 1, "template": {"metadata": {"labels": labels}, "spec": spec}},
-        }
-        api.add("statefulsets" if component == "network" else "deployments", workload)
-        add_pod(api, f"{fullname}-{component}-0", labels, spec)
-    config = f'base_path: "/models/{name}-{game}"\nother: "/models/{name}-{game}-old"\n'
-    files = {"network": {"models.config": config}, "settings": {"settings.yaml": "{}"}}
-    for what, data in files.items():
-        api.add("configmaps", {"metadata": {"name": f"{name}-muprover-{what}"}, "data": data})
-
-
-def add_pod(api: ApiServer, name: str, labels: dict[str, str], spec: dict[str, Any]) -> None:
-    container = {"name": spec["containers"][0]["name"], "restartCount": 2, "containerID": name}
-    pod = {
-        "metadata": {"name": name, "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"},
-        "spec": spec,
-        "status": {
-            "phase": "Running",
-            "conditions": [{"type": "Ready", "status": "True"}],
-            "containerStatuses": [container | {"state": {"running": {}}}],
-        },
-    }
-    api.add("pods", pod)
-    api.logs[name] = "".join(f"{name} says {number}\n" for number in range(100))
-    api.answers[f"{name}:9090", "metrics"] = ""
-
-
-def muprover(api: ApiServer, *words: str) -> int:
-    return main(["cluster", *words, "--kubeconfig", str(api.kubeconfig_file)])  # type: ignore[attr-defined]
-
-
-def tell(api: ApiServer, component: str, text: str) -> None:
-    api.answers[f"r-muprover-{component}-0:9090", "metrics"] = text
 
 
 # status
@@ -272,179 +182,6 @@ def test_followed_logs_come_from_every_pod_that_runs(api):
     assert {line.split()[0] for line in lines} == set(api.objects["pods"])
 
 
-# download
-
-
-@pytest.fixture
-def trained(tmp_path: Path) -> Path:
-    """The volumes of a trainer: two versions, one of them newer, and a checkpoint."""
-    for version in (250, 1000):
-        model = tmp_path / f"models/r-tictactoe/{version}"
-        (model / "variables").mkdir(parents=True)
-        (model / "saved_model.pb").write_text(f"graph {version}")
-        (model / "variables/variables.index").write_text("x" * 10_000)
-    checkpoints = tmp_path / "checkpoints/r-tictactoe/checkpoints"
-    checkpoints.mkdir(parents=True)
-    state = 'model_checkpoint_path: "training-1000"\nall_model_checkpoint_paths: "training-250"\n'
-    (checkpoints / "checkpoint").write_text(state)
-    (checkpoints / "training-1000.index").write_text("index")
-    (checkpoints / "training-250.index").write_text("old")
-    return tmp_path
-
-
-def test_a_download_is_a_folder_of_a_run(api, trained, capsys):
-    folder = trained / "here/run"
-    assert muprover(api, "download", str(folder)) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("version 1000 and checkpoint training-1000: 0.0 MB, verified")
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert found == {
-        "run.json",
-        "settings.yaml",
-        "models/1000/saved_model.pb",
-        "models/1000/variables/variables.index",
-        "checkpoints/checkpoint",
-        "checkpoints/training-1000.index",
-    }
-    assert RunFolder(folder).load().name == "tictactoe"
-    assert RunFolder(folder).read_facts() == {"game": "tictactoe", "seed": 3, "name": "r-tictactoe"}
-    assert [path.name for path in folder.parent.iterdir()] == ["run"]
-
-
-def test_a_game_of_one_s_own_comes_with_it(api, trained):
-    game = trained / "guess.py"
-    game.write_text(GAME)
-    add_release(api, trained, game=str(game))
-    words = api.objects["pods"]["r-muprover-trainer-0"]["spec"]["containers"][0]["args"]
-    for option, kind in (("--saved-models", "models"), ("--logdir", "checkpoints")):
-        words[words.index(option) + 1] = f"{trained}/{kind}/r-tictactoe"
-    assert muprover(api, "download", str(trained / "run")) == 0
-    game.unlink()
-    assert RunFolder(trained / "run").load().source == str(trained / "run/guess.py")
-
-
-def test_a_transfer_that_breaks_off_leaves_nothing(api, trained, capsys):
-    api.broken_transfer = True
-    folder = trained / "here/run"
-    assert muprover(api, "download", str(folder)) == 1
-    assert "the transfer broke off" in capsys.readouterr().err
-    assert not list(folder.parent.iterdir())
-
-
-def test_a_file_that_is_not_as_it_was_sent_is_noticed(tmp_path):
-    from muprover.cluster.connection import ClusterError
-    from muprover.cluster.download import unpack
-
-    archive = tmp_path / "a.tar"
-    (tmp_path / "run.json").write_text("{}")
-    (tmp_path / "SHA256SUMS").write_text("0000  run.json\n")
-    with tarfile.open(archive, "w") as tar:
-        for name in ("run.json", "SHA256SUMS"):
-            tar.add(tmp_path / name, name)
-    with pytest.raises(ClusterError, match=r"not as they were sent: run\.json"):
-        unpack(iter([archive.read_bytes()]), tmp_path / "out")
-
-
-def test_an_archive_writes_nowhere_else(tmp_path):
-    from muprover.cluster.connection import ClusterError
-    from muprover.cluster.download import unpack
-
-    archive = tmp_path / "a.tar"
-    (tmp_path / "file").write_text("")
-    with tarfile.open(archive, "w") as tar:
-        tar.add(tmp_path / "file", "../elsewhere")
-    with pytest.raises(ClusterError, match="no place in a run"):
-        unpack(iter([archive.read_bytes()]), tmp_path / "out")
-
-
-def test_before_the_first_version_there_is_nothing_to_download(api, tmp_path, capsys):
-    assert muprover(api, "download", str(tmp_path / "run")) == 1
-    assert "there is no version in" in capsys.readouterr().err
-
-
-def test_without_a_running_trainer_nothing_is_downloaded(api, tmp_path, capsys):
-    api.objects["pods"]["r-muprover-trainer-0"]["status"]["containerStatuses"][0]["state"] = {}
-    assert muprover(api, "download", str(tmp_path / "run")) == 1
-    assert "release r has no running trainer" in capsys.readouterr().err
-
-
-def test_a_folder_that_is_in_use_is_not_written_to(api, tmp_path, capsys):
-    assert muprover(api, "download", str(tmp_path)) == 2
-    assert "not empty" in capsys.readouterr().err
-
-
-# game
-
-
-def test_a_game_s_file_begins_a_run_of_its_own(api, tmp_path, capsys):
-    file = tmp_path / "guess.py"
-    file.write_text(GAME)
-    assert muprover(api, "game", str(file)) == 0
-    games = api.objects["configmaps"]["r-muprover-games"]
-    assert games["data"] == {"guess.py": GAME}
-    assert games["metadata"]["annotations"]["meta.helm.sh/release-name"] == "r"
-    assert games["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
-    assert games["metadata"]["ownerReferences"][0]["uid"] == "uid-trainer"
-    served = api.objects["configmaps"]["r-muprover-network"]["data"]["models.config"]
-    assert served == 'base_path: "/models/r-guess"\nother: "/models/r-tictactoe-old"\n'
-    trainer = api.objects["deployments"]["r-muprover-trainer"]["spec"]["template"]
-    container = trainer["spec"]["containers"][0]
-    words = dict(zip(container["args"][1::2], container["args"][2::2], strict=True))
-    assert words == {
-        "--game": "/etc/muprover/games/guess.py",
-        "--saved-models": f"{tmp_path}/models/r-guess",
-        "--logdir": f"{tmp_path}/checkpoints/r-guess",
-        "--seed": "3",
-    }
-    assert [mount["name"] for mount in container["volumeMounts"]] == ["tmp", "games"]
-    assert trainer["spec"]["volumes"][1]["configMap"] == {"name": "r-muprover-games"}
-    restarted = [name for kind, name, _ in api.patches if kind != "configmaps"]
-    assert restarted == [f"r-muprover-{component}" for component in COMPONENTS]
-    said = capsys.readouterr().out
-    assert "tictactoe → guess, in run r-guess; r-tictactoe stays on the volumes" in said
-    assert f"--set-file games.guess={file} --set game=guess" in said
-
-
-def test_a_new_file_of_the_same_game_goes_on_with_its_run(api, tmp_path, capsys):
-    file = tmp_path / "guess.py"
-    file.write_text(GAME)
-    muprover(api, "game", str(file))
-    file.write_text(GAME + "# better\n")
-    assert muprover(api, "game", str(file)) == 0
-    assert api.objects["configmaps"]["r-muprover-games"]["data"]["guess.py"].endswith("better\n")
-    trainer = api.objects["deployments"]["r-muprover-trainer"]["spec"]["template"]["spec"]
-    assert f"{tmp_path}/models/r-guess" in trainer["containers"][0]["args"]
-    assert "run r-guess goes on with it" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "sentence"),
-    [
-        ("guess.py", "x = 1\n", "has no make_config()"),
-        ("guess.py", "import nothing_of_this_name\n", "No module named"),
-        ("my game.py", GAME, "letters, digits"),
-        ("guess.txt", GAME, "no Python file"),
-        ("guess.py", GAME + "#" * 1_000_000, "900,000 bytes"),
-    ],
-)
-def test_what_is_no_game_never_reaches_the_release(api, tmp_path, capsys, name, text, sentence):
-    file = tmp_path / name
-    file.write_text(text)
-    assert muprover(api, "game", str(file)) == 2
-    assert sentence in capsys.readouterr().err
-    assert not api.patches
-
-
-def test_a_game_must_suit_the_settings_of_the_release(api, tmp_path, capsys):
-    file = tmp_path / "guess.py"
-    file.write_text(GAME)
-    settings = api.objects["configmaps"]["r-muprover-settings"]
-    settings["data"]["settings.yaml"] = "search: {num_simulations: 1000}"
-    assert muprover(api, "game", str(file)) == 2
-    assert "search.num_simulations 1000 is above" in capsys.readouterr().err
-    assert not api.patches
-
-
 # what is refused
 
 
@@ -488,9 +225,9 @@ def test_with_credentials_that_are_wrong(api, capsys):
     assert "does not know you" in refusal(capsys)
 
 
-def test_with_credentials_that_allow_too_little(api, trained, capsys):
+def test_with_credentials_that_allow_too_little(api, tmp_path, capsys):
     api.forbidden.add("pods/exec")
-    assert muprover(api, "download", str(trained / "run")) == 1
+    assert muprover(api, "download", str(tmp_path / "run")) == 1
     assert 'the cluster does not allow this: pods is forbidden: User "u"' in refusal(capsys)
     api.forbidden.add("deployments")
     assert muprover(api, "status") == 1
