@@ -392,7 +392,7 @@ def test_garbage_at_the_port_and_in_each_call_stops_nothing(tictactoe: str) -> N
                 assert caught.value.code() != grpc.StatusCode.DEADLINE_EXCEEDED
     with contextlib.closing(remote(tictactoe, "tictactoe")) as games:
         games.reset(ROWS, ROWS)
-    assert metric("muprover_environment_games") == 0
+    until(lambda: metric("muprover_environment_games") == 0)
 
 
 def test_metrics_count_what_was_played(tictactoe: str) -> None:

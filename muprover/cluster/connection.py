@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ class Cluster:
     ) -> None:
         """None: what kubectl would take."""
         client = require_kubernetes()
+        # each attempt that fails is a warning there; the last is told in words here
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
         self._api, default = _api_client(kubeconfig, context)
         self.namespace = namespace or default
         self.core = client.CoreV1Api(self._api)
