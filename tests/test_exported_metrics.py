@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_settings import SMALL
 
 from muprover.components import Layout, Ports, make_components
 from muprover.game import load_game
@@ -31,17 +32,6 @@ STOCK = {  # of TensorFlow Serving alone
     ":tensorflow:serving:batching_session:queuing_latency_bucket",
     ":tensorflow:cc:saved_model:load_attempt_count",
 }
-SMALL = [
-    "search.num_simulations=4",
-    "search.max_num_simulations=4",
-    "evaluation.num_simulations=4",
-    "network.hidden_size=8",
-    "network.layer_size=16",
-    "training.batch_size=16",
-    "training.num_unroll_steps=1",
-    "replay.min_size_to_sample=50",
-    "self_play.games_per_agent=8",
-]
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count")}
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from small_settings import SMALL
 
 from muprover.cli import main
 from muprover.progress import scrape
@@ -27,18 +28,7 @@ pytestmark = [
 ]
 
 COMPONENTS = {"environment", "replay", "network", "trainer", "agent", "evaluate"}
-SMALL = [
-    "search.num_simulations=4",
-    "search.max_num_simulations=4",
-    "evaluation.num_simulations=4",
-    "network.hidden_size=8",
-    "network.layer_size=16",
-    "training.batch_size=16",
-    "training.num_unroll_steps=1",
-    "training.export_interval=50",
-    "replay.min_size_to_sample=50",
-    "self_play.games_per_agent=8",
-]
+SMALL_RUN = [*SMALL, "training.export_interval=50"]
 OUT_OF_REACH = ["evaluation.goal.at_most=-1"]
 WITHIN_REACH = ["evaluation.goal.at_most=1000000", "evaluation.goal.consecutive=1"]
 STEPS, MOVES = "muprover_trainer_steps", "muprover_agent_moves_total"
@@ -115,7 +105,7 @@ def launch(tmp_path_factory) -> Iterator[Callable[..., Launcher]]:
 @pytest.fixture(scope="module")
 def interrupted(launch) -> dict[str, Any]:
     """A first session: all components are killed, and it goes on; then Ctrl-C."""
-    launcher = launch(*SMALL, *OUT_OF_REACH)
+    launcher = launch(*SMALL_RUN, *OUT_OF_REACH)
     launcher.wait_for(lambda: (RunFolder(launcher.folder).models / "1").exists())
     killed = launcher.components()
     for component in killed.values():
