@@ -89,6 +89,9 @@ class TimedEnvironments(Environments):
         with self._timed():
             return self._environments.step(rows, actions)
 
+    def announce(self, rows: ArrayLike, seeds: ArrayLike) -> None:
+        self._environments.announce(rows, seeds)
+
     def close(self) -> None:
         self._environments.close()
 

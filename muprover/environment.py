@@ -130,6 +130,13 @@ class Environments:
             steps = steps._replace(truncated=steps.truncated | late)
         return self._note(rows, steps)
 
+    def announce(self, rows: ArrayLike, seeds: ArrayLike) -> None:
+        """Tells with which `seeds` `[n]` the games of `rows` `[n]` will be reset next.
+
+        Games that are elsewhere then begin as soon as those before them end, and their reset is
+        answered without asking again.
+        """
+
     def close(self) -> None:
         """Frees the games."""
         while self._games:

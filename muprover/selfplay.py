@@ -89,6 +89,8 @@ class Games:
         self._starts_left = max_games
         self._frames = FrameStack(num_games, game)
         self._recorders = GameRecorders(config, num_games, agent)
+        self._next_seeds = rng.integers(0, 2**31, num_games)
+        environments.announce(np.arange(num_games), self._next_seeds)
         self._free = np.ones(num_games, np.bool_)
         self._paused = np.zeros(num_games, np.bool_)
         self._truncated = np.zeros(num_games, np.bool_)
@@ -174,6 +176,7 @@ class Games:
         """Plays on, from new games, in other environments (the former ones having broken)."""
         self.break_off()
         self._environments = environments
+        environments.announce(np.arange(len(environments)), self._next_seeds)
 
     def _start_games(self) -> None:
         rows = np.flatnonzero(self._free)
@@ -186,8 +189,9 @@ class Games:
             self._reset(rows)
 
     def _reset(self, rows: Rows) -> None:
-        seeds = self._rng.integers(0, 2**31, len(rows))
-        steps = self._environments.reset(rows, seeds)
+        steps = self._environments.reset(rows, self._next_seeds[rows])
+        self._next_seeds[rows] = self._rng.integers(0, 2**31, len(rows))
+        self._environments.announce(rows, self._next_seeds[rows])
         if self._starts_left is not None:
             self._starts_left -= len(rows)
         self._recorders.begin(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -45,8 +46,10 @@ class TensorError(ValueError):
 
 def to_tensor(array: Array) -> tensor_pb2.Tensor:
     """The message of an array; its type must be one that the wire knows."""
-    array = _little_endian(array)
     number = _NUMBERS.get(array.dtype)
+    if number is None:
+        array = _little_endian(array)
+        number = _NUMBERS.get(array.dtype)
     if number is None:
         raise TensorError(f"no tensor of {array.dtype}; allowed: {_names()}")
     return tensor_pb2.Tensor(dtype=number, shape=array.shape, data=array.tobytes())
@@ -81,10 +84,9 @@ def to_tensor_proto(array: Array) -> serving_pb2.TensorProto:
     number = _SERVING_NUMBERS.get(array.dtype)
     if number is None:
         raise TensorError(f"no TensorProto of {array.dtype}")
-    shape = serving_pb2.TensorShapeProto(
-        dim=[serving_pb2.TensorShapeProto.Dim(size=n) for n in array.shape]
+    return serving_pb2.TensorProto(
+        dtype=number, tensor_shape=_shape_proto(array.shape), tensor_content=array.tobytes()
     )
-    return serving_pb2.TensorProto(dtype=number, tensor_shape=shape, tensor_content=array.tobytes())
 
 
 def from_tensor_proto(tensor: serving_pb2.TensorProto, name: str) -> Array:
@@ -108,6 +110,14 @@ def from_tensor_proto(tensor: serving_pb2.TensorProto, name: str) -> Array:
     return np.concatenate([values, rest]).reshape(shape)
 
 
+@functools.lru_cache(1024)
+def _shape_proto(shape: tuple[int, ...]) -> serving_pb2.TensorShapeProto:
+    """To be copied into messages, never changed."""
+    return serving_pb2.TensorShapeProto(
+        dim=[serving_pb2.TensorShapeProto.Dim(size=n) for n in shape]
+    )
+
+
 def _little_endian(array: Array) -> Array:
     array = np.asarray(array)
     dtype = array.dtype.newbyteorder("<")
@@ -116,16 +126,17 @@ def _little_endian(array: Array) -> Array:
 
 def _array(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Array:
     expected = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or len(data) != expected:
+    if len(data) != expected or (shape and min(shape) < 0):
         raise TensorError(
             f"{name} of shape {list(shape)} and {dtype.name} has {len(data)} bytes, not {expected}"
         )
-    return np.frombuffer(data, dtype).reshape(shape)
+    return np.ndarray(shape, dtype, data)
 
 
 def _fits(given: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(given) == len(wanted) and all(
-        want is None or want == n for n, want in zip(given, wanted, strict=True)
+    return given == wanted or (
+        len(given) == len(wanted)
+        and all(want is None or want == n for n, want in zip(given, wanted, strict=True))
     )
 
 

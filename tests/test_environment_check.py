@@ -122,9 +122,50 @@ class Empty(Honest):
         yield PlayResponse()
 
 
+class NextMoved(Honest):
+    """The games that begin with `next_seeds` are told wrong."""
+
+    def answers(self, request: PlayRequest, answer: PlayResponse) -> Iterator[PlayResponse]:
+        if answer.HasField("next"):
+            answer.next.to_play.CopyFrom(to_tensor(np.ones(1, np.int32)))
+        yield answer
+
+
+class NextTooEarly(Honest):
+    def answers(self, request: PlayRequest, answer: PlayResponse) -> Iterator[PlayResponse]:
+        if request.moves.next_seeds:
+            answer.next.reward.CopyFrom(to_tensor(np.zeros(0, np.float32)))
+        yield answer
+
+
+class NextForgotten(Honest):
+    """Says where the next game stands, but has not begun it."""
+
+    def streams(self) -> Streams:
+        self.games = super().streams()
+        return self.games
+
+    def answers(self, request: PlayRequest, answer: PlayResponse) -> Iterator[PlayResponse]:
+        if answer.HasField("next"):
+            self.games.close(0)
+        yield answer
+
+
+class Unaware(Honest):
+    """Knows nothing of `next_seeds`."""
+
+    def answers(self, request: PlayRequest, answer: PlayResponse) -> Iterator[PlayResponse]:
+        answer.ClearField("next")
+        yield answer
+
+
 @pytest.mark.parametrize(
     ("servicer", "rules"),
     [
+        (NextMoved, ["next_seeds"]),
+        (NextTooEarly, ["next_seeds"]),
+        (NextForgotten, ["next_seeds"]),
+        (Unaware, []),
         (edited("observation", lambda a, _: a.astype(np.float64)), ["observation"]),
         (edited("observation", lambda a, _: a.reshape(-1, 9, 2)), ["observation"]),
         (edited("observation", lambda a, _: a[:0]), ["observation"]),

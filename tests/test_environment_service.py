@@ -107,6 +107,39 @@ def test_more_games_than_a_stream_may_hold_take_several(
         assert_equal_steps([games.step(order, moves)], [local.step(order, moves)])
 
 
+def test_announced_games_begin_as_soon_as_those_before_them_end(
+    tictactoe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows 0 and 1 are won at the fifth move, and row 2 goes on."""
+    local = load_game("tictactoe").make_environments(3)
+    with contextlib.closing(remote(tictactoe, "tictactoe", 3)) as games:
+        games.reset(ROWS[:3], ROWS[:3])
+        games.announce(ROWS[:3], [7, 8, 9])
+        for actions in ([0, 0, 0], [3, 3, 3], [1, 1, 1], [4, 4, 4], [2, 2, 5]):
+            games.step(ROWS[:3], actions)
+        with monkeypatch.context() as patch:
+            patch.setattr(games, "_call", None)  # nobody may be asked
+            begun = games.reset([1], [8])
+        assert_equal_steps([begun], [local.reset([1], [8])])
+        assert_equal_steps([games.step([1], [4])], [local.step([1], [4])])
+        other = games.reset([0], [5])  # another seed than announced: asked
+        assert_equal_steps([other], [local.reset([0], [5])])
+        games.step([2], [2])  # its game still goes on
+
+
+def test_games_of_an_ended_stream_are_not_begun_ones() -> None:
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(environment_server("tictactoe"))
+        games = stack.enter_context(contextlib.closing(remote(address, "tictactoe", 1)))
+        games.announce([0], [7])
+        games.reset([0], [0])
+        for action in (0, 3, 1, 4, 2):
+            games.step([0], [action])
+        games._disconnect()
+        games.reset([0], [7])
+        games.step([0], [0])  # of a game that is on the new stream
+
+
 def test_moves_are_checked_on_this_side_and_change_nothing(tictactoe: str) -> None:
     with contextlib.closing(remote(tictactoe, "tictactoe")) as games:
         games.reset(ROWS, ROWS)
@@ -401,9 +434,12 @@ def test_metrics_count_what_was_played(tictactoe: str) -> None:
         games.reset(ROWS, ROWS)
         games.step(ROWS, ROWS)
         games.step(ROWS[:2], ROWS[1:3])
+        games.announce(ROWS[:1], [1])
+        for action in (3, 2, 6):  # row 0 is won, and begins again
+            games.step(ROWS[:1], [action])
         until(lambda: metric("muprover_environment_games") == 6)
     after = [metric(f"muprover_environment_{name}_total") for name in ("resets", "steps")]
-    assert [after[0] - before[0], after[1] - before[1]] == [6, 8]
+    assert [after[0] - before[0], after[1] - before[1]] == [7, 11]
     until(lambda: metric("muprover_environment_streams") == 0)
 
 

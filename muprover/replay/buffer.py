@@ -193,12 +193,13 @@ class ReplayBuffer:
     def _groups(self, games: Sequence[GameHistory]) -> Iterator[list[GameHistory]]:
         """The games, in groups that may be stored at once."""
         group: list[GameHistory] = []
+        size = 0
         for game in games:
-            size = sum(other.size for other in group) + game.size
-            if group and (size > self._max_size or len(group) == GAMES_AT_ONCE):
+            if group and (size + game.size > self._max_size or len(group) == GAMES_AT_ONCE):
                 yield group
-                group = []
+                group, size = [], 0
             group.append(game)
+            size += game.size
         if group:
             yield group
 

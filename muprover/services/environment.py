@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from prometheus_client import Counter, Gauge, Histogram
 
 from muprover.config import Config, GameConfig
@@ -113,6 +113,8 @@ class EnvironmentServicer(environment_pb2_grpc.EnvironmentServiceServicer):
         answer = await worker.answer(stream, request)
         STEP_SECONDS.observe(time.perf_counter() - start)
         (RESETS if request.HasField("resets") else STEPS).inc(len(request.rows))
+        if answer.HasField("next"):
+            RESETS.inc(answer.next.reward.shape[0])
         return answer
 
 
@@ -179,6 +181,14 @@ class RemoteEnvironments(Environments):
         self._timeout = timeout
         self._games_per_stream = num_games
         self._streams: list[_Stream] = []
+        self._announced = np.full(num_games, -1, np.int64)  # seeds of the next games; −1: unknown
+        self._begun_seeds = np.full(num_games, -1, np.int64)  # of games that have begun; −1: none
+        self._begun = TimeStep(
+            **{
+                name: np.zeros(shape, dtype)
+                for name, (dtype, shape) in answer_tensors(num_games, config.game).items()
+            }
+        )
         self._channel = open_channel(address)
         self._stub = environment_pb2_grpc.EnvironmentServiceStub(self._channel)
         try:
@@ -192,13 +202,28 @@ class RemoteEnvironments(Environments):
         self._disconnect()
         self._channel.close()
 
+    def announce(self, rows: ArrayLike, seeds: ArrayLike) -> None:
+        self._announced[rows] = seeds
+
     def _reset_games(self, rows: NDArray[Any], seeds: NDArray[Any]) -> TimeStep:
-        if not self._streams:
-            self._connect()
-        return self._call(rows, lambda index: {"resets": Resets(seeds=seeds[index].tolist())})
+        if (self._begun_seeds[rows] == seeds).all():
+            steps = TimeStep(*(column[rows] for column in self._begun))
+        else:
+            if not self._streams:
+                self._connect()
+            steps = self._call(rows, lambda index: {"resets": Resets(seeds=seeds[index].tolist())})
+        self._begun_seeds[rows] = -1
+        return steps
 
     def _step_games(self, rows: NDArray[Any], actions: NDArray[Any]) -> TimeStep:
-        return self._call(rows, lambda index: {"moves": Moves(actions=actions[index].tolist())})
+        announced = self._announced[rows]
+        next_seeds = announced if announced.min() >= 0 else announced[:0]
+
+        def moves(index: Any) -> dict[str, Any]:
+            seeds = next_seeds[index] if len(next_seeds) else next_seeds
+            return {"moves": Moves(actions=actions[index].tolist(), next_seeds=seeds.tolist())}
+
+        return self._call(rows, moves)
 
     def _call(self, rows: NDArray[Any], what: Callable[[Any], dict[str, Any]]) -> TimeStep:
         """The server's answer for `rows`; `what` some of them (by index) are to do."""
@@ -207,10 +232,7 @@ class RemoteEnvironments(Environments):
             for stream, index in parts:
                 own_rows = (rows[index] % self._games_per_stream).tolist()
                 stream.send(PlayRequest(rows=own_rows, **what(index)))
-            steps = [
-                time_step_from_proto(stream.receive(), len(rows[index]), self._config.game)
-                for stream, index in parts
-            ]
+            steps = [self._read(stream.receive(), rows[index]) for stream, index in parts]
         except grpc.RpcError as error:
             self._disconnect()
             raise service_error("environment server", self._address, error) from None
@@ -222,6 +244,17 @@ class RemoteEnvironments(Environments):
                 f"`muprover environment check {self._address}` tells more",
             ) from None
         return steps[0] if len(steps) == 1 else _joined(steps, [index for _, index in parts])
+
+    def _read(self, response: PlayResponse, rows: NDArray[Any]) -> TimeStep:
+        """The time steps of an answer about `rows`; keeps those of games that began with it."""
+        steps = time_step_from_proto(response, len(rows), self._config.game)
+        if response.HasField("next"):
+            over = rows[steps.terminated | steps.truncated]
+            begun = time_step_from_proto(response.next, len(over), self._config.game)
+            for column, values in zip(self._begun, begun, strict=True):
+                column[over] = values
+            self._begun_seeds[over] = self._announced[over]
+        return steps
 
     def _parts(self, rows: NDArray[Any]) -> list[tuple[_Stream, Any]]:
         """The streams that hold `rows`, each with the indices of its own in them."""
@@ -251,6 +284,7 @@ class RemoteEnvironments(Environments):
 
     def _disconnect(self) -> None:
         self._in_play[:] = False
+        self._begun_seeds[:] = -1
         for stream in self._streams:
             stream.close()
         self._streams = []

@@ -106,7 +106,7 @@ class _Checker:
             [self._describe],
             [self._play],
             [self._seeds],
-            [self._refusals, self._resets, self._streams, self._rows],
+            [self._refusals, self._resets, self._next_seeds, self._streams, self._rows],
             [self._batches],
         )
         for group in groups:
@@ -212,6 +212,28 @@ class _Checker:
                 yield from found
                 if found:
                     return
+
+    def _next_seeds(self) -> Iterator[Finding]:
+        """A server need not know them; one that does begins the game that they stand for."""
+        first, second = self._lines[:2]
+        wanted = f"no next, or the game of seed {second.seed} as after a reset"
+        with self._probe() as probe:
+            probe.reset([0], [first.seed])
+            for time, action in enumerate(first.actions, 1):
+                answer = probe.move([0], [action], [second.seed])
+                if answer.HasField("next") and time < len(first.actions):
+                    yield Finding("next_seeds", probe.sent, "next for a game that goes on", wanted)
+                    return
+            if not answer.HasField("next"):
+                return
+            begun, found = read_answer(answer.next, 1, self._facts)
+            came = "; ".join(fault.came for fault in found)
+            if begun is not None and (name := difference(begun, second.steps[0])):
+                came = f"another {name}"
+            for time in range(1, len(second.steps)) if not came else ():
+                came = came or self._deviation(probe, [0], [second], time)
+            if came:
+                yield Finding("next_seeds", probe.sent, came, wanted)
 
     def _streams(self) -> Iterator[Finding]:
         with self._probe() as one, self._probe() as other:

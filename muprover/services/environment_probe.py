@@ -7,7 +7,7 @@ Letters: n rows of a request, A actions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple, Self
 
@@ -60,9 +60,12 @@ class Probe:
         request = PlayRequest(rows=rows, resets=Resets(seeds=seeds))
         return self.ask(request, f"a reset of rows {rows} with seeds {seeds}")
 
-    def move(self, rows: list[int], actions: list[int]) -> PlayResponse:
-        request = PlayRequest(rows=rows, moves=Moves(actions=actions))
-        return self.ask(request, f"actions {actions} in rows {rows}")
+    def move(
+        self, rows: list[int], actions: list[int], next_seeds: Sequence[int] = ()
+    ) -> PlayResponse:
+        request = PlayRequest(rows=rows, moves=Moves(actions=actions, next_seeds=next_seeds))
+        then = f" with next_seeds {next_seeds}" if next_seeds else ""
+        return self.ask(request, f"actions {actions} in rows {rows}{then}")
 
     def ask(self, request: PlayRequest, sent: str) -> PlayResponse:
         """The next answer; raises `EndedError`."""

@@ -43,7 +43,7 @@ class Streams:
         if stream not in self._streams:
             self._streams[stream] = self._game.make_environments(self._max_games)
         try:
-            return time_step_to_proto(self._checked(_apply(self._streams[stream], request)))
+            return self._answer(self._streams[stream], request)
         except IllegalMoveError as error:
             raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
         except Exception as error:
@@ -59,6 +59,23 @@ class Streams:
                 games.close()
         except Exception:
             log.exception("game %s failed to close", self._game.name)
+
+    def _answer(self, games: Environments, request: PlayRequest) -> PlayResponse:
+        next_seeds = np.array(request.moves.next_seeds, np.int64)
+        if len(next_seeds) not in (0, len(request.rows)):
+            raise IllegalMoveError(
+                f"next_seeds has {len(next_seeds)} seeds for {len(request.rows)} rows; "
+                "give one for each, or none"
+            )
+        if next_seeds.min(initial=0) < 0:
+            raise IllegalMoveError(f"seeds must be at least 0; given {next_seeds.tolist()}")
+        steps = self._checked(_apply(games, request))
+        response = time_step_to_proto(steps)
+        over = np.flatnonzero(steps.terminated | steps.truncated)
+        if len(next_seeds) and len(over):
+            begun = games.reset(np.array(request.rows)[over], next_seeds[over])
+            response.next.CopyFrom(time_step_to_proto(self._checked(begun)))
+        return response
 
     def _checked(self, steps: TimeStep) -> TimeStep:
         game = self._game.config.game
