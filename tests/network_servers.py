@@ -1,4 +1,4 @@
-"""Tiny networks and network servers for tests, each on free ports."""
+"""Tiny networks and network servers for tests, each on free ports; and fixtures of their files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 
 from muprover.config import Config, GameConfig, MLPConfig, SearchConfig, SelfPlayConfig
 from muprover.model.export import Exporter
 from muprover.model.networks import MuZeroNetwork, mlp_network
+from muprover.model.serving import manager as manager_module
 from muprover.model.serving.command import Batching, ServerOptions
+from muprover.model.serving.errors import ServingError
 from muprover.model.serving.server import NetworkServer
 from muprover.policy import SearchInputs
 from muprover.serving_config import ModelSettings, VersionPolicy
@@ -117,3 +120,42 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
             return answer
         time.sleep(0.01)
     raise AssertionError(f"not so within {seconds:g} s: {condition}")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
+    return tiny_exporter(tmp_path_factory.mktemp("models"), keep=100)
+
+
+@pytest.fixture
+def exporter(shared: Exporter, tmp_path: Path) -> Exporter:
+    shared._model_dir, shared._keep = tmp_path / "store" / MODEL, 100
+    return shared
+
+
+@pytest.fixture
+def folder(exporter: Exporter) -> Path:
+    return exporter._model_dir
+
+
+@pytest.fixture(scope="module")
+def held(shared: Exporter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the compiled program in memory, so that it is compiled once for all tests of a file."""
+    programs: Any = {}
+    original = manager_module.Loader.__init__
+
+    def share(self: Any, *args: Any) -> None:
+        original(self, *args)
+        self._programs = programs
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(manager_module.Loader, "__init__", share)
+    yield
+    patch.undo()
+
+
+def states(server: NetworkServer, name: str = MODEL) -> dict[int, str]:
+    try:
+        return {s.version: s.state.name for s in server.manager.statuses(name)}
+    except ServingError:
+        return {}

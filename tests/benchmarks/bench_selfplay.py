@@ -113,6 +113,7 @@ class Pipeline:
         at = {name: f"localhost:{port}" for name, port in ports.items()}
         self._metrics = f"http://{at['metrics']}/metrics"
         model = ["--model-name=muprover", f"--model-base-path={self._folder / 'model'}"]
+        model += ["--enable-serialization-as-tensor-content"]  # as in every run
         self._start("network", "--port", ports["network"], "--rest-api-port=0", *model)
         game = ["--game", self._args.game]
         self._start("environment", *game, "--port", ports["environment"])
@@ -228,9 +229,11 @@ class Alone:
     def __init__(self, name: str, folder: Path) -> None:
         from muprover.model.export import export_version
         from muprover.model.networks import build_network
+        from muprover.model.runtime import tune
         from muprover.model.serving.metrics import Metrics
         from muprover.model.serving.versions import Loader
 
+        tune(intra_op=1)
         self.game = load_game(name)
         network = build_network(self.game, 0)
         version = export_version(network, self.game.config, folder, training_step=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -71,16 +72,23 @@ def encode(array: Array, as_content: bool) -> tensor_pb2.TensorProto:
         proto: tensor_pb2.TensorProto = tf.make_tensor_proto(array)
         return proto
     dtype = tf.dtypes.as_dtype(array.dtype)
-    shape = tensor_shape_pb2.TensorShapeProto(
-        dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in array.shape]
+    proto = tensor_pb2.TensorProto(
+        dtype=dtype.as_datatype_enum, tensor_shape=_shape_proto(array.shape)
     )
-    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=shape)
     field = TYPED_FIELDS.get(dtype)
     if as_content or field is None:
         proto.tensor_content = array.tobytes()
     else:
         getattr(proto, field).extend(array.ravel().tolist())
     return proto
+
+
+@functools.lru_cache(1024)
+def _shape_proto(shape: tuple[int, ...]) -> tensor_shape_pb2.TensorShapeProto:
+    """To be copied into messages, never changed."""
+    return tensor_shape_pb2.TensorShapeProto(
+        dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in shape]
+    )
 
 
 def dtype_name(number: int) -> str:

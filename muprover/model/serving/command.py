@@ -42,8 +42,8 @@ class ServerOptions:
     num_load_threads: int = 1
     labels_may_wait: bool = False
     as_tensor_content: bool = False
-    intra_op_threads: int = 0  # 0: TensorFlow decides
-    inter_op_threads: int = 0
+    intra_op_threads: int = 0  # 0: the cores, shared among the batch threads
+    inter_op_threads: int = 0  # 0: TensorFlow decides
     batching: Batching = field(default_factory=lambda: Batching())
 
 
@@ -130,7 +130,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=0,
             metavar="N",
-            help=f"threads {'within' if kind == 'intra' else 'across'} operations",
+            help="threads within operations (0: the cores, shared among the batch threads)"
+            if kind == "intra"
+            else "threads across operations (0: TensorFlow decides)",
         )
 
 

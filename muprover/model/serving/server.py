@@ -27,6 +27,7 @@ from muprover.model.serving.predict import (
 )
 from muprover.model.serving.rest import RestServer
 from muprover.model.serving.versions import Loader
+from muprover.runfolder import num_cores
 from muprover.services.server import ThreadedServer, run_until_signal
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class NetworkServer:
 
 def serve_until_signal(options: ServerOptions) -> None:
     """Serves until SIGTERM or SIGINT."""
-    tune(options.intra_op_threads, options.inter_op_threads)
+    tune(options.intra_op_threads or threads_per_batch(options.batching), options.inter_op_threads)
     sys.setswitchinterval(SWITCH_SECONDS)
 
     async def main(stop: asyncio.Event) -> None:
@@ -154,9 +155,15 @@ def serve_until_signal(options: ServerOptions) -> None:
         os._exit(0)
 
 
+def threads_per_batch(batching: Batching) -> int:
+    """So many that all batches that run at a time share the cores evenly."""
+    cores = num_cores()
+    return max(1, cores // (batching.num_threads or cores))
+
+
 def batching_options(batching: Batching) -> BatchingOptions:
     """On a GPU one batch runs at a time; on CPUs, one per core."""
-    cores = 1 if tf.config.list_physical_devices("GPU") else len(os.sched_getaffinity(0))
+    cores = 1 if tf.config.list_physical_devices("GPU") else num_cores()
     return BatchingOptions(
         max_rows=batching.max_batch_size or DEFAULT_MAX_ROWS,
         timeout=batching.timeout_micros / 1e6,
