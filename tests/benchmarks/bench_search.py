@@ -26,6 +26,7 @@ import tensorflow as tf  # noqa: E402
 from reference_networks import NUM_ACTIONS, jax_network, observations, tensorflow_network  # noqa: E402
 
 from muprover.config import SearchConfig  # noqa: E402
+from muprover.model.runtime import tune  # noqa: E402
 from muprover.model.search import search  # noqa: E402
 
 
@@ -172,8 +173,7 @@ def main() -> None:
     if options.quick:
         options.networks, options.batches, options.simulations = ["mlp"], [32], [25]
         options.seconds = 0.5
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tune(intra_op=1, inter_op=1)  # as the network server does
     settings = itertools.product(
         options.networks, options.variants, options.batches, options.simulations
     )
