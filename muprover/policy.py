@@ -39,7 +39,7 @@ class SearchInputs(NamedTuple):
     legal_actions: NDArray[np.bool_]  # [B, A]
     seed: NDArray[np.int32]  # [B, 2]
     num_simulations: NDArray[np.int32]  # [B]
-    temperature: NDArray[np.float32]  # [B] of the choice among visited actions; 0 takes the best
+    temperature: NDArray[np.float32]  # [B] of the choice of the action; 0 takes the best
     exploration: NDArray[np.float32]  # [B] scale of root noise: 1 in self-play, 0 in evaluation
 
 

@@ -86,15 +86,15 @@ def gumbel_muzero_policy(
 ) -> PolicyOutput:
     """Gumbel MuZero: sequential halving at the root, completed Q-values to learn from.
 
-    The action is the best, by noise, prior and Q-value, of the most visited ones. It is sampled
-    already, through the Gumbel noise, so the temperature is not used.
+    The action is the best, by noise, prior and Q-value, of the most visited ones. The noise is what
+    samples it, so the temperature scales the noise.
     """
     root = network.initial_inference(inputs.observation)
     legal = inputs.legal_actions
     prior = masked_softmax(root.policy_logits, legal)
     tree = Tree.planted(root, prior, inputs)
     noise = gumbel(inputs.seed, ROOT_NOISE, legal.shape[1])
-    noise = (config.gumbel_scale * inputs.exploration)[:, None] * noise
+    noise = (config.gumbel_scale * inputs.exploration * inputs.temperature)[:, None] * noise
     logits = root.policy_logits - root.policy_logits.max(-1, where=legal, initial=-3e38)[:, None]
     logits = np.where(legal, logits, 0)
     schedule = considered_visits(

@@ -115,11 +115,14 @@ def gumbel_muzero_policy(
     discount: float,
     room: int,
 ) -> dict[str, tf.Tensor]:
-    """Gumbel MuZero: sequential halving at the root, completed Q-values to learn from."""
+    """Gumbel MuZero: sequential halving at the root, completed Q-values to learn from.
+
+    The noise is what samples the action, so the temperature scales the noise.
+    """
     legal, policy_logits = inputs.legal_actions, root[3]
     prior = masked_softmax(policy_logits, legal)
     noise = gumbel(inputs.seed, ROOT_NOISE, legal.shape[1])
-    noise = (config.gumbel_scale * inputs.exploration)[:, None] * noise
+    noise = (config.gumbel_scale * inputs.exploration * inputs.temperature)[:, None] * noise
     highest = tf.reduce_max(tf.where(legal, policy_logits, tf.float32.min), -1, keepdims=True)
     logits = tf.where(legal, policy_logits - highest, 0)
 
