@@ -224,7 +224,7 @@ class SelfPlayConfig(Settings):
     temperatures: tuple[tuple[Annotated[int, Field(ge=0)], NonNegative], ...] = ((0, 1.0),)
     """(training step, temperature) pairs: each holds from its step on."""
     temperature_moves: PositiveInt | None = None
-    """After so many moves of a game the temperature is 0; None: never."""
+    """After so many moves of a game the temperature is 0: it plays its best; None: never."""
     random_opening_fraction: Fraction = 0.0
     """Of games that begin with random moves; what they teach is the search's opinion of them."""
     random_opening_moves: Annotated[int, Field(ge=0)] = 0

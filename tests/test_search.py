@@ -272,7 +272,7 @@ def test_a_row_with_no_simulations_plays_the_network(config: SearchConfig):
 @BOTH
 def test_noise_is_for_exploring_rows_only_and_fresh_with_each_seed(config: SearchConfig):
     policy = make_policy(flat_network([0.3, 0.2, 0.1, 0.0]), config, -1.0)
-    inputs = make_inputs([0] * 40, [[1] * 4] * 40, 6, 0, [0] * 20 + [1] * 20)
+    inputs = make_inputs([0] * 40, [[1] * 4] * 40, 6, 1, [0] * 20 + [1] * 20)
     visits = policy(inputs).visit_counts
     assert (visits[:20] == visits[0]).all()
     assert len({tuple(row) for row in visits[20:].tolist()}) > 3
@@ -302,6 +302,18 @@ def test_temperature_shapes_the_choice_and_zero_takes_the_most_visited():
     for part, power in ((out.action[1000:2000], 1), (out.action[2000:], 2)):
         shares = np.bincount(part, minlength=3) / 1000
         np.testing.assert_allclose(shares, visits**power / (visits**power).sum(), atol=0.05)
+
+
+def test_temperature_scales_the_noise_that_gumbel_samples_with():
+    """Where all values are equal, an action comes as often as the prior says."""
+    prior, n = np.array([0.7, 0.2, 0.1]), 3000
+    network = flat_network(np.log(prior).tolist())
+    inputs = make_inputs([0] * n, [[1] * 3] * n, 9, [0] * 1000 + [1] * 1000 + [0.5] * 1000, 1)
+    out = make_policy(network, GUMBEL, 1.0)(inputs)
+    assert (out.action[:1000] == 0).all()
+    for part, power in ((out.action[1000:2000], 1), (out.action[2000:], 2)):
+        shares = np.bincount(part, minlength=3) / 1000
+        np.testing.assert_allclose(shares, prior**power / (prior**power).sum(), atol=0.05)
 
 
 def test_dirichlet_noise_has_the_moments_of_the_distribution():
