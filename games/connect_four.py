@@ -134,7 +134,6 @@ def make_config() -> Config:
         replay=ReplayConfig(max_size=400_000, min_size_to_sample=20_000, samples_per_insert=3.0),
         self_play=SelfPlayConfig(
             games_per_agent=128,
-            temperature_moves=10,  # then its best: the result is to tell what positions are worth
             random_opening_fraction=0.5,
             random_opening_moves=12,
         ),
