@@ -83,7 +83,7 @@ def make_config() -> Config:
         ),
         replay=ReplayConfig(max_size=100_000, min_size_to_sample=5_000, samples_per_insert=8.0),
         self_play=SelfPlayConfig(
-            games_per_agent=128, random_opening_fraction=0.5, random_opening_moves=6
+            games_per_agent=512, random_opening_fraction=0.5, random_opening_moves=6
         ),
         evaluation=EvaluationConfig(
             num_simulations=100, goal=GoalConfig(metric="lost_lines", at_most=0, consecutive=2)
