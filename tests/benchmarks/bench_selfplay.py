@@ -1,6 +1,6 @@
 """Self-play through all its processes against the search alone: simulations per second, same cores.
 
-    python tests/benchmarks/bench_selfplay.py [--game tictactoe] [--num-games 128] [--groups 2]
+    python tests/benchmarks/bench_selfplay.py [--game tictactoe] [--num-games 512] [--groups 2]
         [--seconds 5] [--rounds 5] [--json FILE]
 
 An environment server, a replay server (its limit off), a network server and one agent are started;
@@ -37,13 +37,14 @@ MUPROVER = [sys.executable, "-m", "muprover.cli"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--game", default="tictactoe")
-    parser.add_argument("--num-games", type=int, default=128)
+    parser.add_argument("--num-games", type=int, help="(default: as the game's settings say)")
     parser.add_argument("--groups", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.num_games = args.num_games or load_game(args.game).config.self_play.games_per_agent
     if args.alone:
         Alone(args.game, Path(args.alone)).obey()
     else:
