@@ -52,6 +52,22 @@ def test_a_server_is_alive_before_it_is_ready(make):
     assert asyncio.run(main()) == ([SERVING, NOT_SERVING], SERVING)
 
 
+@pytest.mark.parametrize("make", [Server, ThreadedServer])
+def test_whoever_watches_is_told_of_the_end_and_does_not_delay_it(make):
+    async def main():
+        server = make([], 0, "localhost")
+        with grpc.insecure_channel(f"localhost:{server.port}") as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            async with asyncio.timeout(20):
+                async with server.running(grace=60):
+                    assert (await asyncio.to_thread(next, watch)).status == NOT_SERVING
+                    await server.set_serving(True)
+                    assert (await asyncio.to_thread(next, watch)).status == SERVING
+                return [answer.status for answer in watch]
+
+    assert asyncio.run(main()) == [NOT_SERVING]
+
+
 def call(channel: grpc.Channel) -> None:
     request = health_pb2.HealthCheckRequest(service=ALIVE)
     health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)

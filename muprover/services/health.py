@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from muprover.services.server import ALIVE, SERVER_OPTIONS, PortError, threaded_health
+from muprover.services.health_servicers import ThreadedHealth
+from muprover.services.server import ALIVE, SERVER_OPTIONS, PortError
 
 
 class HealthPort:
@@ -16,7 +17,7 @@ class HealthPort:
 
     def __init__(self, port: int, host: str = "[::]") -> None:
         self._server = grpc.server(ThreadPoolExecutor(2), options=SERVER_OPTIONS)
-        self._health = threaded_health()
+        self._health = ThreadedHealth()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
             self.port = self._server.add_insecure_port(f"{host}:{port}")
@@ -33,5 +34,5 @@ class HealthPort:
         self._health.set("", status.SERVING if serving else status.NOT_SERVING)
 
     def close(self) -> None:
-        self._health.enter_graceful_shutdown()
+        self._health.end()
         self._server.stop(1.0).wait()

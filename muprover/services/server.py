@@ -18,9 +18,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from muprover.services.health_servicers import AsyncHealth, ThreadedHealth
+
 log = logging.getLogger(__name__)
 
-MAX_WATCHERS = 4096  # of the health of one server
 MAX_THREADS = 512  # calls of a `ThreadedServer` at once; more wait
 MAX_MESSAGE_BYTES = 64 << 20  # of one message, both ways, on servers and clients
 ALIVE = "alive"  # the health entry that is SERVING as long as the process runs, ready or not
@@ -56,24 +57,24 @@ class Server:
         health_names: Sequence[str] = (),
     ) -> None:
         self.grpc = grpc.aio.server(options=SERVER_OPTIONS)
-        self._health = health.aio.HealthServicer()
+        self._health = AsyncHealth()
         self._health_names = ("", *services, *health_names)
         self.port = _open(self.grpc, self._health, services, f"{host}:{port}")
 
     async def set_serving(self, serving: bool) -> None:
         for name in self._health_names:
-            await self._health.set(name, _status(serving))
+            self._health.set(name, _status(serving))
 
     @contextlib.asynccontextmanager
     async def running(self, grace: float = 5.0) -> AsyncIterator[None]:
         """Serves inside the `with`; then says NOT_SERVING and lets calls end for `grace` s."""
         await self.set_serving(False)
-        await self._health.set(ALIVE, _status(True))
+        self._health.set(ALIVE, _status(True))
         await self.grpc.start()
         try:
             yield
         finally:
-            await self._health.enter_graceful_shutdown()
+            self._health.end()
             await self.grpc.stop(grace)
 
 
@@ -89,7 +90,7 @@ class ThreadedServer:
     ) -> None:
         threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="call")
         self.grpc = grpc.server(threads, options=SERVER_OPTIONS)
-        self._health = threaded_health()
+        self._health = ThreadedHealth()
         self._health_names = ("", *services, *health_names)
         self.port = _open(self.grpc, self._health, services, f"{host}:{port}")
 
@@ -105,15 +106,8 @@ class ThreadedServer:
         try:
             yield
         finally:
-            self._health.enter_graceful_shutdown()
+            self._health.end()
             await asyncio.to_thread(self.grpc.stop(grace).wait)
-
-
-def threaded_health() -> health.HealthServicer:
-    """For servers with threads. One more for each watcher: without, a client that leaves while the
-    status changes would stop the server for good (as of grpcio-health-checking 1.85)."""
-    watchers = ThreadPoolExecutor(MAX_WATCHERS, thread_name_prefix="watcher")
-    return health.HealthServicer(experimental_non_blocking=False, experimental_thread_pool=watchers)
 
 
 def _open(server: Any, servicer: Any, services: Sequence[str], address: str) -> int:
