@@ -17,7 +17,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint protos bench proof images chart clean
+.PHONY: help run test cluster-test lint protos bench proof images chart clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ run: $(RUN_READY)  ## Train GAME until its goal is met: make run GAME=tictactoe 
 
 test: $(TEST_READY) lint  ## Check style and types, and run all tests.
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+cluster-test: $(TEST_READY)  ## Test the chart on the cluster of KUBECONFIG: make cluster-test REGISTRY=localhost TAG=0.1.0.
+	@$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 lint: $(TEST_READY)  ## Check style and types.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

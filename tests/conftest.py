@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+collect_ignore = ["cluster"]  # `make cluster-test` names it
+
 LONG_FILES = [
     "test_run",
     "test_exported_metrics",

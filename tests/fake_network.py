@@ -17,11 +17,13 @@ from muprover.v1 import serving_pb2
 
 
 class FakeNetwork:
-    """Serves `policy` as `version` on `port`, until closed."""
+    """Serves `policy` as `version` on `port`, until closed; `threads` calls at once."""
 
-    def __init__(self, policy: Policy, config: Config, port: int = 0, version: int = 1) -> None:
+    def __init__(
+        self, policy: Policy, config: Config, port: int = 0, version: int = 1, threads: int = 4
+    ) -> None:
         self.policy, self.config, self.version = policy, config, version
-        self._server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(ThreadPoolExecutor(threads), options=[("grpc.so_reuseport", 0)])
         self.port = self._server.add_insecure_port(f"localhost:{port}")
         methods = {
             "tensorflow.serving.PredictionService": {

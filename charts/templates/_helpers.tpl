@@ -90,10 +90,11 @@ metadata:
 {{- end -}}
 {{- end }}
 
-{{/* Non-empty if whoever mounts the models has to be on the trainer's node. */}}
+{{/* Non-empty if whoever mounts the models has to be on the trainer's node; without a trainer, it is
+     on no node. */}}
 {{- define "muprover.modelsOnOneNode" -}}
 {{- with .Values.models.persistence -}}
-{{- if and .sameNode (not (has "ReadWriteMany" .accessModes)) }}true{{ end -}}
+{{- if and .sameNode (not (has "ReadWriteMany" .accessModes)) $.Values.trainer.replicaCount }}true{{ end -}}
 {{- end -}}
 {{- end }}
 

@@ -1,8 +1,8 @@
 """`grpc.health.v1`, whose watchers do not keep a server that ends.
 
-Clients that watch a server's health do so for as long as it lives, and a server that ends lets calls
-finish: each would wait for the other until the server's patience is over. So a watch ends here, after
-its last word, which is NOT_SERVING.
+Clients that watch a server's health do so for as long as it lives, and a server that ends lets
+calls finish: each would wait for the other until the server's patience is over. So a watch ends
+here, after its last word, which is NOT_SERVING.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class AsyncHealth(health_pb2_grpc.HealthServicer):
 
 
 class ThreadedHealth(health.HealthServicer):
-    """For servers with threads. Each watcher has one of its own: without, a client that leaves while
-    the status changes would stop the server for good (as of grpcio-health-checking 1.85)."""
+    """For servers with threads. Each watcher has one of its own: without, a client that leaves
+    while the status changes would stop the server for good (as of grpcio-health-checking 1.85)."""
 
     def __init__(self) -> None:
         watchers = ThreadPoolExecutor(MAX_WATCHERS, thread_name_prefix="watcher")

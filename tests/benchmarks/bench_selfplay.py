@@ -155,6 +155,13 @@ class Pipeline:
                 process.send_signal(signal.SIGCONT)
             self.measure(0.5)
 
+    def seconds_per_simulation(self, component: str, seconds: float) -> float:
+        """CPU time that a component takes for one simulation, in the next `seconds`."""
+        pid = self._processes[component].pid
+        before, simulations = cpu_seconds(pid), self._simulations()
+        time.sleep(seconds)
+        return (cpu_seconds(pid) - before) / (self._simulations() - simulations)
+
     def cpu_shares(self) -> dict[str, float]:
         """Of each process in the CPU time of all, since they were warm."""
         used = {name: cpu_seconds(p.pid) - self._idle[name] for name, p in self._processes.items()}
