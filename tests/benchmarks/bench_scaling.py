@@ -3,11 +3,11 @@
     python tests/benchmarks/bench_scaling.py [--game tictactoe] [--latency 0.25] [--seconds 10]
         [--json FILE]
 
-1 to 8 agents (processes) play on a real environment and a real replay server; the network server is
-a fake one that answers every search after the same time, however many ask: what is lost against so
-many times the moves of one agent is lost in the other parts. Then the CPU time of each part is split
-into what a move costs and what an agent costs that is merely there, by playing with few and with
-many games an agent. The real network server and the trainer's step are measured by themselves.
+1 to 8 agents (processes) play on a real environment and a real replay server; the network server
+is a fake one that answers every search after the same time, however many ask: what is lost against
+so many times the moves of one agent is lost in the other parts. Then the CPU time of each part is
+split into what a move costs and what an agent costs that is merely there, by playing with few and
+with many games an agent. The real network server and the trainer's step are measured by themselves.
 From these figures follows how many agents each part can take, which is printed last.
 """
 
@@ -195,9 +195,12 @@ def serve(args: argparse.Namespace) -> None:
         values = np.zeros(len(noise), np.float32)
         return PolicyOutput(noise.argmax(-1).astype(np.int32), weights.astype(np.float32), values)
 
-    with FakeNetwork(policy, load_game(args.game).config, args.serve, threads=256):
-        with contextlib.suppress(KeyboardInterrupt):
-            time.sleep(86400)
+    config = load_game(args.game).config
+    with (
+        FakeNetwork(policy, config, args.serve, threads=256),
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        time.sleep(86400)
 
 
 def network_cost(args: argparse.Namespace) -> float:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from helm import find_kubectl
 from installed import Installed, Toolbox, helms, make_namespace
-from kubectl import Failed, Kubectl, find_kubectl, run
+from kubectl import Failed, Kubectl, run
 from results import FOLDER, Results
 
 SECONDS = 3600  # that one test may take; what it waits for has limits of its own
@@ -130,7 +131,7 @@ def steady(release: Installed) -> Installed:
         "agent.autoscaling.type=none",
         "agent.replicaCount=1",
         "config.replay.max_size=5000000",
-        options=["--force-conflicts"] if max(helms()) >= 4 else [],
+        force=True,
     )
     release.wait_all_ready()
     release.wait_training()

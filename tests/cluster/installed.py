@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +141,18 @@ class Installed:
         *settings: str,
         helm: int | None = None,
         wait: bool = True,
-        options: Sequence[str] = (),
+        force: bool = False,
     ) -> str:
-        """With the values of before, and `path=value` of new ones; waits until all is ready."""
+        """With the values of before, and `path=value` of new ones; waits until all is ready.
+
+        force: also what others have changed. Helm 3 never asks who has.
+        """
+        helm = helm or max(helms())
         sets = [word for setting in settings for word in ("--set", setting)]
         words = ["upgrade", self.name, str(CHARTS), "--reuse-values", *image_options(), *sets]
-        words += [*(["--wait", "--timeout", TIMEOUT] if wait else []), *options]
-        return run(*self._helm(helm or max(helms())), *words, seconds=1000)
+        words += ["--wait", "--timeout", TIMEOUT] if wait else []
+        words += ["--force-conflicts"] if force and helm >= 4 else []
+        return run(*self._helm(helm), *words, seconds=1000)
 
     def helm(self, *words: str) -> str:
         return run(*self._helm(max(helms())), *words)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -15,19 +13,12 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import yaml
+from helm import find_kubectl
 
 Object = dict[str, Any]
 T = TypeVar("T")
 
 SLOWNESS = float(os.environ.get("SLOWNESS", "1"))  # all limits of time are so much longer
-
-
-@functools.lru_cache
-def find_kubectl() -> str:
-    found = shutil.which("kubectl")
-    if not found:
-        raise SystemExit("no kubectl on the path")
-    return found
 
 
 def wait_for(what: str, condition: Callable[[], T], seconds: float, every: float = 1.0) -> T:

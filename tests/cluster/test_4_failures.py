@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 import pytest
+from helm import find_kubectl
 from installed import COMPONENTS, Installed, Toolbox
-from kubectl import Failed, find_kubectl, restarts, run, wait_for
+from kubectl import Failed, restarts, run, wait_for
 
 # Ends the first process of a container as the kernel does when memory is short: that process is
 # made the first to go, and then memory is used up that belongs to no process (it would go itself).

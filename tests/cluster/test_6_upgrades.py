@@ -46,7 +46,7 @@ def test_a_game_of_one_s_own_comes_in(release: Installed, tmp_path: Path, saw: A
     release.wait_training()
     assert "trains nim" in release.cluster("status")
     saw("trains nim in a run of its own; " + said.splitlines()[0])
-    release.upgrade(options=["--force-conflicts"])
+    release.upgrade(force=True)
     release.wait_all_ready()
     release.wait_training()
     assert "trains tictactoe" in release.cluster("status")
