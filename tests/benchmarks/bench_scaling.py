@@ -146,6 +146,9 @@ class Fleet:
             command = [*MUPROVER, "agent", "--game", self._args.game, *servers, *name]
             self._agents.append((self._start(command), port))
         while not all(self._moves(port) for _, port in self._agents):
+            ended = [p.args for p, _ in self._agents if p.poll() is not None]
+            if ended:
+                raise SystemExit(f"{ended[0]} ended:\n{(self._folder / 'log').read_text()}")
             time.sleep(0.1)
         time.sleep(2 * self._args.latency)
 
