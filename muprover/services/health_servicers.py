@@ -21,7 +21,7 @@ MAX_WATCHERS = 4096  # of the health of one server
 Status = health_pb2.HealthCheckResponse
 
 
-class AsyncHealth(health_pb2_grpc.HealthServicer):
+class AsyncHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """For servers on the event loop."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class AsyncHealth(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()
 
 
-class ThreadedHealth(health.HealthServicer):
+class ThreadedHealth(health.HealthServicer):  # type: ignore[misc]
     """For servers with threads. Each watcher has one of its own: without, a client that leaves
     while the status changes would stop the server for good (as of grpcio-health-checking 1.85)."""
 
