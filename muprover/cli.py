@@ -11,7 +11,7 @@ from importlib import metadata
 from muprover.commands.cluster import add_cluster
 from muprover.commands.local import add_config, add_games, add_play, add_run
 from muprover.commands.options import EXIT_USAGE, Parser
-from muprover.commands.servers import add_environment, add_network, add_replay
+from muprover.commands.servers import add_environment, add_network, add_pull, add_replay
 from muprover.commands.workers import add_agent, add_evaluate, add_trainer
 from muprover.config import SettingsError
 
@@ -25,6 +25,7 @@ COMMANDS = (
     add_environment,
     add_replay,
     add_network,
+    add_pull,
     add_trainer,
     add_agent,
     add_cluster,

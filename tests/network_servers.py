@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from patience import until
 
 from muprover.config import Config, GameConfig, MLPConfig, SearchConfig, SelfPlayConfig
 from muprover.model.export import Exporter
@@ -110,16 +110,6 @@ def network_server(
         loop.call_soon_threadsafe(stop.set)
         thread.join(60)
         assert not thread.is_alive(), "the server did not end"
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """The first true answer of `condition()`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := condition():
-            return answer
-        time.sleep(0.01)
-    raise AssertionError(f"not so within {seconds:g} s: {condition}")
 
 
 @pytest.fixture(scope="module")

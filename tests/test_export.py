@@ -25,7 +25,8 @@ from network_servers import (
 from tensorflow_serving.apis import prediction_log_pb2
 
 from muprover.model import export
-from muprover.model.export import Exporter, ExportError, ServedModel, version_numbers
+from muprover.model.export import Exporter, ExportError, ServedModel
+from muprover.modelfolder import _is_abandoned, version_numbers
 
 OBSERVATION = search_inputs().observation
 OUTPUTS = {
@@ -174,7 +175,7 @@ def test_killed_in_mid_export_leaves_no_version_and_the_next_export_tidies_up(
     assert process.stdout is not None
     assert process.stdout.readline() == "mid\n"
     [staging] = folder.glob(".tmp-*")
-    assert not export._is_abandoned(staging), "its writer still lives"
+    assert not _is_abandoned(staging), "its writer still lives"
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert version_numbers(folder) == [1]
@@ -186,7 +187,7 @@ def test_killed_in_mid_export_leaves_no_version_and_the_next_export_tidies_up(
     assert mine["graph_hash"] == other["graph_hash"], "the same graph, traced by two processes"
 
 
-@pytest.mark.parametrize("fails", ["_write_file", "_sync_tree"])
+@pytest.mark.parametrize("fails", ["_write_file", "sync_tree"])
 def test_a_full_disk_is_said_and_leaves_nothing(
     exporter: Exporter, folder: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:

@@ -31,9 +31,11 @@ from muprover.model.export import MANIFEST, Exporter
 from muprover.model.serving import manager as manager_module
 from muprover.model.serving.manager import find_versions
 from muprover.model.serving.server import NetworkServer
+from muprover.modelfolder import read_version
 from muprover.policy import PolicyOutput
 from muprover.search import make_policy
 from muprover.services.client import ServiceError
+from muprover.services.models import ModelPort
 from muprover.services.network import RemoteNetwork, VersionGoneError, remote_search_policy
 
 CONFIG = tiny_config()
@@ -325,3 +327,19 @@ def test_the_manifest_says_what_the_graph_is(exporter: Exporter, folder: Path) -
     manifest = json.loads((folder / "1" / MANIFEST).read_bytes())
     assert manifest["contract"] == CONFIG.contract
     assert len(manifest["graph_hash"]) == 64
+
+
+def test_a_new_version_is_served_where_no_disk_is_shared(
+    exporter: Exporter, folder: Path, tmp_path: Path
+) -> None:
+    source, here = ModelPort(folder, 0, "127.0.0.1"), tmp_path / "elsewhere"
+    exporter.export(1)
+    with network_server(here, model_source=f"127.0.0.1:{source.port}") as server:
+        network = remote(server)
+        assert network.policy(search_inputs()).version == 1
+        exporter.export(2)
+        until(lambda: network.policy(search_inputs()).version == 2)
+        assert b"muprover_pull_version 2.0" in server.metrics.render()
+        network.close()
+    source.close()
+    assert read_version(here, 2) == read_version(folder, 2)

@@ -168,6 +168,7 @@ def add_network(commands: Any) -> None:
     command.operation(metrics=False)
     command.examples(
         "muprover network --model-config-file models.config",
+        "muprover network --model-base-path models --model-source trainer.example:50004",
         "muprover network --model-name muprover --model-base-path runs/NAME/models",
     )
 
@@ -178,3 +179,45 @@ def network(args: argparse.Namespace) -> int:
     from muprover.model.serving.command import run
 
     return run(args)
+
+
+def add_pull(commands: Any) -> None:
+    command = CommandBuilder(
+        commands,
+        "pull",
+        pull,
+        "keep a folder of versions as a trainer elsewhere has it",
+        "Keeps a folder of versions as a trainer elsewhere has it, for network servers that cannot "
+        "do\nso themselves (TensorFlow Serving). `muprover network` needs only --model-source.",
+        usage="muprover pull --source HOST:PORT --saved-models D [options]",
+    )
+    command.group("versions")
+    command.add(
+        "--source",
+        type=address,
+        required=True,
+        metavar="HOST:PORT",
+        help="--model-port of the trainer",
+    )
+    command.add(
+        "--saved-models",
+        type=Path,
+        required=True,
+        metavar="D",
+        help="folder for the versions, in which the network server looks for them",
+    )
+    command.operation(health=True)
+    command.examples("muprover pull --source trainer.example:50004 --saved-models models")
+
+
+def pull(args: argparse.Namespace) -> int:
+    start_logging("pull", args)
+    from muprover.services.model_pull import pull_until_stopped
+
+    pull_until_stopped(
+        args.source,
+        args.saved_models,
+        metrics_port=args.metrics_port,
+        health_port=args.health_port,
+    )
+    return 0

@@ -14,6 +14,7 @@ from muprover.commands.options import (
     count,
     game_of,
     natural,
+    port,
     require_tensorflow,
     start_logging,
 )
@@ -61,6 +62,12 @@ def add_trainer(commands: Any) -> None:
         help="newest versions that stay on disk (default: %(default)s)",
     )
     add(
+        "--model-port",
+        type=port,
+        metavar="P",
+        help="from which network servers elsewhere pull versions (default: none; 0: any free one)",
+    )
+    add(
         "--num-devices",
         type=count,
         default=1,
@@ -89,6 +96,7 @@ def trainer(args: argparse.Namespace) -> int:
         seed=args.seed,
         metrics_port=args.metrics_port,
         health_port=args.health_port,
+        model_port=args.model_port,
         num_devices=args.num_devices,
         threads=args.threads,
         keep_exports=args.keep_exports,

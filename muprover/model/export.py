@@ -1,8 +1,8 @@
 """SavedModel versions: a network and its search, as a network server runs them.
 
-A version is a folder `<model_dir>/<N>`, which appears whole or not at all: it is written as
-`.tmp-…` beside its place, synced, then renamed. Versions of one `Exporter` share their graph, byte
-for byte; only the first is traced, and what is written for the others is weights.
+A version is a folder `<model_dir>/<N>`, which appears whole or not at all (`muprover.modelfolder`).
+Versions of one `Exporter` share their graph, byte for byte; only the first is traced, and what is
+written for the others is weights.
 
 Signatures (all inputs and outputs have the batch first):
     search, serving_default, search_xla: `SearchInputs` → the fields of `PolicyOutput`
@@ -15,18 +15,14 @@ weights; `assets.extra/muprover.json` tells which versions have equal ones (`gra
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +33,14 @@ import tensorflow as tf
 from muprover.config import Config
 from muprover.model.graph_hash import hash_graphs
 from muprover.model.search import search
+from muprover.modelfolder import (
+    remove_abandoned,
+    remove_old_versions,
+    staging_folder,
+    sync,
+    sync_tree,
+    version_numbers,
+)
 from muprover.policy import NetworkOutput
 
 log = logging.getLogger(__name__)
@@ -46,8 +50,6 @@ MANIFEST = Path("assets.extra/muprover.json")
 WARMUP = Path("assets.extra/tf_serving_warmup_requests")
 VARIABLES = "variables/variables"
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-STAGING = ".tmp-"  # no number, so no server takes it for a version
-ABANDONED_SECONDS = 3600.0  # where folders cannot be locked
 
 
 class ExportError(RuntimeError):
@@ -154,8 +156,8 @@ class Exporter:
         tensors = [*map(tf.convert_to_tensor, weights), tf.constant(training_step, tf.int64)]
         try:
             self._model_dir.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self._model_dir)
-            with _staging(self._model_dir) as folder:
+            remove_abandoned(self._model_dir)
+            with staging_folder(self._model_dir) as folder:
                 self._write(folder, tensors, training_step)
                 version = _publish(folder, self._model_dir, training_step)
         except (OSError, tf.errors.OpError) as error:
@@ -175,7 +177,7 @@ class Exporter:
             shape_and_slices=[""] * (len(self._keys) + 1),
             tensors=[*tensors, self._object_graph],
         )
-        _sync_tree(folder)
+        sync_tree(folder)
 
 
 def export_version(
@@ -188,25 +190,6 @@ def export_version(
 ) -> int:
     """Writes one version and answers its number; who writes many keeps an `Exporter`."""
     return Exporter(network, config, model_dir, keep).export(training_step, weights)
-
-
-def version_numbers(model_dir: Path) -> list[int]:
-    """The versions in a folder, ascending."""
-    try:
-        names = os.listdir(model_dir)
-    except FileNotFoundError:
-        return []
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
-
-
-def remove_old_versions(model_dir: Path, keep: int) -> None:
-    """Leaves the newest `keep` versions of a folder."""
-    for version in version_numbers(model_dir)[:-keep]:
-        # renamed first, so that no server ever finds half of it
-        doomed = Path(model_dir) / f"{STAGING}old-{version}-{uuid.uuid4().hex}"
-        with contextlib.suppress(OSError):
-            os.rename(Path(model_dir) / str(version), doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def input_specs(config: Config, hidden_shape: Sequence[int]) -> dict[str, list[tf.TensorSpec]]:
@@ -317,45 +300,6 @@ def _read_files(folder: Path, skip: str) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in named.items() if not name.startswith(skip)}
 
 
-@contextlib.contextmanager
-def _staging(model_dir: Path) -> Iterator[Path]:
-    """A new folder to write a version in, locked while it lives; removed if not published."""
-    folder = model_dir / f"{STAGING}{uuid.uuid4().hex}"
-    folder.mkdir()
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield folder
-    finally:
-        os.close(descriptor)
-        shutil.rmtree(folder, ignore_errors=True)  # no longer there once published
-
-
-def _remove_abandoned(model_dir: Path) -> None:
-    """Removes what exports that were killed left behind."""
-    for folder in model_dir.glob(f"{STAGING}*"):
-        if _is_abandoned(folder):
-            log.info("removing %s, left by an export that did not end", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_abandoned(folder: Path) -> bool:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return time.time() - os.fstat(descriptor).st_mtime > ABANDONED_SECONDS
-    finally:
-        os.close(descriptor)
-    return True
-
-
 def _publish(folder: Path, model_dir: Path, training_step: int) -> int:
     """Renames a finished folder to the next version's number, which it answers."""
     while True:
@@ -366,28 +310,13 @@ def _publish(folder: Path, model_dir: Path, training_step: int) -> int:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise  # else another exporter was first: take the next number
         else:
-            _sync(model_dir)
+            sync(model_dir)
             return version
 
 
 def _write_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path, _, files in os.walk(folder):
-        for name in files:
-            _sync(Path(path) / name)
-        _sync(Path(path))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explain(error: Exception, model_dir: Path) -> str:

@@ -24,6 +24,7 @@ from muprover.model.runtime import tune
 from muprover.model.training import Training, example_batch
 from muprover.replay import Batch
 from muprover.services.health import HealthPort
+from muprover.services.models import ModelPort
 from muprover.services.replay import RemoteReplayBuffer
 from muprover.services.server import start_metrics
 from muprover.services.waiting import Stopped
@@ -62,13 +63,15 @@ def train(
     seed: int = 0,
     metrics_port: int | None = None,
     health_port: int | None = None,
+    model_port: int | None = None,
     num_devices: int = 1,
     threads: int | None = None,
     keep_exports: int = 5,
 ) -> None:
     """Trains until `training.max_steps`, SIGTERM or SIGINT; resumes from what `logdir` holds.
 
-    Exports a first version before it asks for data, so that self-play can begin.
+    Exports a first version before it asks for data, so that self-play can begin. On `model_port`
+    (0: a free one), network servers that share no disk with it pull its versions.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -77,6 +80,7 @@ def train(
     sys.setswitchinterval(SWITCH_SECONDS)
     start_metrics(metrics_port)
     health = HealthPort(health_port) if health_port is not None else None
+    models = ModelPort(saved_models, model_port) if model_port is not None else None
     trainer = Trainer(game, saved_models, logdir, seed, num_devices, keep_exports)
     trainer.begin()
     if health:
@@ -92,6 +96,8 @@ def train(
             health.close()
         trainer.end()
         replay.close()
+        if models:
+            models.close()
 
 
 class Trainer:

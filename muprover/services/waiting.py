@@ -38,7 +38,7 @@ class Patience:
         self._since: float | None = None
         self._pause = FIRST_PAUSE
 
-    def wait(self, error: ServiceError) -> float:
+    def wait(self, error: Exception) -> float:
         """Pauses because of `error`; answers for how long. Raises `Stopped` when told to stop."""
         if self._since is None:
             self._since = time.monotonic()

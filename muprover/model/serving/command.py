@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from muprover.commands.options import address
 from muprover.config import SettingsError
 from muprover.services.server import PortError
 from muprover.serving_config import (
@@ -36,6 +37,7 @@ class ServerOptions:
     host: str = "[::]"
     model_config_file: str = ""
     model_config_poll_seconds: float = 0.0  # 0: read once
+    model_source: str = ""  # address of a trainer from which versions are pulled
     poll_seconds: float = 1.0
     max_load_retries: int = 5
     load_retry_seconds: float = 60.0
@@ -78,6 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--model-name", default="default", help="of the one model, without a file")
     add("--model-base-path", default="", metavar="DIR", help="its folder of versions")
+    add(
+        "--model-source",
+        type=address,
+        default="",
+        metavar="HOST:PORT",
+        help="--model-port of a trainer that shares no disk: pull versions into the model's folder",
+    )
     add(
         "--model-config-file-poll-wait-seconds",
         type=float,
@@ -178,6 +187,10 @@ def read_options(args: argparse.Namespace) -> ServerOptions:
         models = read_server_models(args.model_config_file)
     else:
         models = [ModelSettings(args.model_name, args.model_base_path)]
+    if args.model_source and len(models) != 1:
+        raise SettingsError(
+            f"--model-source is for one model; {args.model_config_file} lists {len(models)}"
+        )
     return ServerOptions(
         models=models,
         port=args.port,
@@ -187,6 +200,7 @@ def read_options(args: argparse.Namespace) -> ServerOptions:
         host=args.host,
         model_config_file=args.model_config_file,
         model_config_poll_seconds=args.model_config_file_poll_wait_seconds,
+        model_source=args.model_source,
         poll_seconds=args.file_system_poll_wait_seconds,
         max_load_retries=args.max_num_load_retries,
         load_retry_seconds=args.load_retry_interval_micros / 1e6,

@@ -27,7 +27,7 @@ class Metrics:
     """One server's; nothing is shared between two in a process."""
 
     def __init__(self) -> None:
-        registry = self._registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._requests: Tally[tuple[str, str]] = Tally()
@@ -82,7 +82,7 @@ class Metrics:
             lines.append(
                 f'{REQUEST_COUNT}{{model_name="{_escape(model)}",status="{status}"}} {count}'
             )
-        text: bytes = prometheus_client.generate_latest(self._registry)
+        text: bytes = prometheus_client.generate_latest(self.registry)
         return text + "\n".join([*lines, ""]).encode()
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import tensorflow as tf
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
@@ -28,6 +29,7 @@ from muprover.model.serving.predict import (
 from muprover.model.serving.rest import RestServer
 from muprover.model.serving.versions import Loader
 from muprover.runfolder import num_cores
+from muprover.services.model_pull import Puller
 from muprover.services.server import ThreadedServer, run_until_signal
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class NetworkServer:
         paths = (options.metrics_path, "/metrics")
         self._rest = RestServer(self.manager, predictor, self.metrics, paths)
         self._metrics_only = RestServer(self.manager, predictor, self.metrics, paths)
+        self._puller = _puller(options, self.metrics)
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving = False
@@ -85,12 +88,16 @@ class NetworkServer:
             await self._start_rest()
             async with server.running(GRACE_SECONDS):
                 self.manager.start()
+                if self._puller is not None:
+                    self._puller.start()
                 log.info("gRPC on port %d, REST on port %d", self.port, self.rest_port)
                 if on_started is not None:
                     on_started(self)
                 await self._follow(server, stop)
         finally:
             self.manager.stop()
+            if self._puller is not None:
+                await asyncio.to_thread(self._puller.close)
             await self._rest.stop()
             await self._metrics_only.stop()
             await asyncio.to_thread(self._batcher.close, CLOSE_SECONDS)
@@ -171,6 +178,14 @@ def batching_options(batching: Batching) -> BatchingOptions:
         num_threads=batching.num_threads or cores,
         allowed_sizes=batching.allowed_sizes,
     )
+
+
+def _puller(options: ServerOptions, metrics: Metrics) -> Puller | None:
+    """Brings the versions of the one model from a trainer elsewhere, if there is such a one."""
+    if not options.model_source:
+        return None
+    folder = Path(options.models[0].base_path)
+    return Puller(options.model_source, folder, metrics.registry)
 
 
 def _load_options(options: ServerOptions) -> LoadOptions:
