@@ -25,7 +25,7 @@ CHARTS = Path(__file__).resolve().parent
 RENDERED = CHARTS.parent / "k8s" / "rendered"
 PLAIN = ("default", "gpu")  # the ci/ files that are rendered for those without Helm
 COMPONENTS = (
-    *("environment", "replay", "network", "trainer", "agent", "evaluator"),
+    *("environment", "replay", "network", "trainer", "pull", "agent", "evaluator"),
     *("tensorboard", "test"),
 )
 
@@ -76,6 +76,7 @@ SPECIAL: list[tuple[str, dict[str, Any]]] = [
     ("*.pdb.m*", NUMBER_OR_PERCENT),
     ("network.server", {"enum": ["auto", "embedded", "tensorflow-serving"]}),
     ("network.mode", {"enum": ["shared", "sidecar"]}),
+    ("models.transfer", {"enum": ["volume", "grpc"]}),
     ("network.modelName", {"type": "string", "pattern": r"^[A-Za-z0-9][-_.A-Za-z0-9]*$"}),
     ("network.pollWaitSeconds", {"type": "number", "exclusiveMinimum": 0}),
     ("network.batching.allowedBatchSizes", {"type": "array", "items": AT_LEAST_1}),

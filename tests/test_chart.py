@@ -205,6 +205,46 @@ def test_servers_that_mount_a_volume_of_one_node_are_on_the_trainer_s():
         assert "affinity" not in pods
 
 
+def test_models_that_are_pulled_need_no_volume_but_the_trainer_s():
+    manifests = with_values(CHARTS / "ci" / "pull-values.yaml")
+    server, trainer = (
+        pod_of(find(manifests, kind, name))
+        for kind, name in (("StatefulSet", "network"), ("Deployment", "trainer"))
+    )
+    (network,) = server["containers"]
+    assert network["args"][network["args"].index("--model-source") + 1] == (
+        "dns:///muprover-trainer:50004"
+    )
+    volumes, mounts = (
+        {m["name"]: m for m in ms} for ms in (server["volumes"], network["volumeMounts"])
+    )
+    assert volumes["models"]["emptyDir"] == {"sizeLimit": "5Gi"}
+    assert not mounts["models"].get("readOnly")
+    assert "affinity" not in server
+    assert "affinity" not in trainer
+    (port,) = find(manifests, "Service", "trainer")["spec"]["ports"]
+    words = trainer["containers"][0]["args"]
+    assert words[words.index("--model-port") + 1] == str(port["port"]) == "50004"
+
+
+def test_the_stock_server_has_somebody_who_pulls_for_it():
+    manifests = with_values(CHARTS / "ci" / "pull-stock-values.yaml")
+    for kind, name in (("StatefulSet", "network"), ("Deployment", "agent")):
+        pod = pod_of(find(manifests, kind, name))
+        puller, *others = pod["initContainers"]
+        assert puller["name"] == "pull"
+        assert puller["restartPolicy"] == "Always"
+        (network,) = [c for c in (*others, *pod["containers"]) if c["name"] == "network"]
+        mounts = [
+            next(m for m in container["volumeMounts"] if m["name"] == "models")
+            for container in (puller, network)
+        ]
+        assert [mount.get("readOnly", False) for mount in mounts] == [False, True]
+        folder = puller["args"][puller["args"].index("--saved-models") + 1]
+        models = find(manifests, "ConfigMap", "network")["data"]["models.config"]
+        assert f'base_path: "{folder}"' in models
+
+
 def test_a_changed_setting_restarts_what_reads_it_and_a_new_chart_does_not():
     def pods(*options):
         return {
@@ -285,14 +325,21 @@ def test_prometheus_gets_the_rules_and_grafana_the_dashboards_as_they_are():
         assert json.loads(data[f"muprover-{path.name}"]) == json.loads(path.read_text())
 
 
+def network_policies(manifests):
+    return {m["metadata"]["name"]: m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"}
+
+
+def callers_of(name, policies):
+    sources = policies[f"muprover-{name}"]["ingress"][0].get("from", [])
+    labels = [s["podSelector"]["matchLabels"] for s in sources]
+    return [entry.get("app.kubernetes.io/component", "client") for entry in labels]
+
+
 def test_only_a_release_s_own_components_call_each_other():
-    manifests = template()
-    policies = {m["metadata"]["name"]: m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"}
+    policies = network_policies(template())
 
     def callers(name):
-        sources = policies[f"muprover-{name}"]["ingress"][0].get("from", [])
-        labels = [s["podSelector"]["matchLabels"] for s in sources]
-        return [entry.get("app.kubernetes.io/component", "client") for entry in labels]
+        return callers_of(name, policies)
 
     assert callers("replay") == ["agent", "trainer", "test", "client"]
     assert callers("network") == ["agent", "evaluator", "test", "client"]
@@ -300,6 +347,18 @@ def test_only_a_release_s_own_components_call_each_other():
     assert dns == {(53, "UDP"), (53, "TCP")}
     assert len(policies["muprover-network"]["egress"]) == 1
     assert len(policies["muprover-agent"]["egress"]) == 4
+    assert callers("trainer") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "pullers"), [("pull", ["network"]), ("pull-stock", ["network", "agent"])]
+)
+def test_the_trainer_s_models_are_for_network_servers(file, pullers):
+    policies = network_policies(with_values(CHARTS / "ci" / f"{file}-values.yaml"))
+    assert callers_of("trainer", policies) == [*pullers, "client"]
+    for name in pullers:
+        ports = [rule["ports"] for rule in policies[f"muprover-{name}"]["egress"]]
+        assert [{"port": 50004, "protocol": "TCP"}] in ports
 
 
 def test_metrics_can_be_kept_to_one_namespace():

@@ -63,6 +63,7 @@ generate = load_generator()
         ("network.gpu.enable=true", "enable"),
         ("network.ports.grpc=70000", "grpc"),
         ("models.persistence.accessModes={RWX}", "accessModes"),
+        ("models.transfer=nfs", "transfer"),
         ("common.image.pullPolicy=always", "pullPolicy"),
         ("config.search.num_simulation=50", "num_simulation"),
         ("config.search.num_simulations=0", "num_simulations"),
@@ -109,6 +110,7 @@ def test_values_that_contradict_each_other_are_refused_in_words(settings, about)
         "config.evaluation.goal.at_least=0.9",
         "agent.customLivenessProbe.exec.command={true}",
         "network.replicaCount=2",
+        "models.transfer=grpc,network.mode=sidecar,models.persistence.sameNode=false",
     ],
 )
 def test_what_makes_sense_is_taken(setting):

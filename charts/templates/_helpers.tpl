@@ -90,11 +90,17 @@ metadata:
 {{- end -}}
 {{- end }}
 
+{{/* Non-empty if network servers pull versions from the trainer. */}}
+{{- define "muprover.pulls" -}}
+{{- if eq .Values.models.transfer "grpc" }}true{{ end -}}
+{{- end }}
+
 {{/* Non-empty if whoever mounts the models has to be on the trainer's node; without a trainer, it is
      on no node. */}}
 {{- define "muprover.modelsOnOneNode" -}}
+{{- $isShared := not (include "muprover.pulls" .) -}}
 {{- with .Values.models.persistence -}}
-{{- if and .sameNode (not (has "ReadWriteMany" .accessModes)) $.Values.trainer.replicaCount }}true{{ end -}}
+{{- if and $isShared .sameNode (not (has "ReadWriteMany" .accessModes)) $.Values.trainer.replicaCount }}true{{ end -}}
 {{- end -}}
 {{- end }}
 
@@ -109,6 +115,10 @@ dns:///{{ include "muprover.fullname" . }}-replay:{{ .Values.replay.ports.grpc }
 
 {{- define "muprover.networkAddress" -}}
 dns:///{{ include "muprover.fullname" . }}-network-headless:{{ .Values.network.ports.grpc }}
+{{- end }}
+
+{{- define "muprover.trainerAddress" -}}
+dns:///{{ include "muprover.fullname" . }}-trainer:{{ .Values.trainer.ports.models }}
 {{- end }}
 
 {{/* The count of a component that nobody else scales: non-empty if it is the chart's business. */}}

@@ -51,6 +51,8 @@ batching.config: |
 {{- define "muprover.network" -}}
 {{- $network := .root.Values.network -}}
 {{- $server := include "muprover.networkServer" .root -}}
+{{- $hasPuller := include "muprover.hasPuller" . -}}
+{{- $pulls := and (include "muprover.pulls" .root) (not $hasPuller) -}}
 withoutGame: "true"
 args:
   {{- include (printf "muprover.networkArgs.%s" $server) . | nindent 2 }}
@@ -59,8 +61,12 @@ container:
   resources:
     {{- include "muprover.gpuResources" $network | nindent 4 }}
   volumeMounts:
-    - {name: models, mountPath: /models, readOnly: true}
+    - {name: models, mountPath: /models{{ if not $pulls }}, readOnly: true{{ end }}}
     - {name: network, mountPath: /etc/muprover/network, readOnly: true}
+{{- if $hasPuller }}
+initContainers:
+  - {{ include "muprover.puller" .root | nindent 4 | trim }}
+{{- end }}
 tolerations:
   {{- include "muprover.gpuTolerations" $network | nindent 2 }}
 {{- with include "muprover.onTrainersNode" . }}
@@ -71,8 +77,37 @@ volumes:
   {{- include "muprover.networkVolumes" . | nindent 2 }}
 {{- end }}
 
+{{/* Non-empty if somebody else has to pull versions for the network servers. */}}
+{{- define "muprover.hasPuller" -}}
+{{- if eq (include "muprover.networkServer" .root) "tensorflow-serving" }}{{ include "muprover.pulls" .root }}{{ end -}}
+{{- end }}
+
+{{/* What pulls versions for a server that cannot do so itself; there before it is, as long as it is. */}}
+{{- define "muprover.puller" -}}
+{{- $component := dict "root" . "name" "pull" "withoutGame" "true" -}}
+{{- $values := include "muprover.component" $component | fromYaml -}}
+{{- $health := add .Values.healthPort 1 -}}
+{{- $metrics := add .Values.metrics.port 2 -}}
+{{- $args := list "pull" "--source" (include "muprover.trainerAddress" .) -}}
+{{- $args = concat $args (list "--saved-models" (printf "/models/%s" (include "muprover.run" .))) -}}
+{{- $args = concat $args (list "--health-port" (toString $health)) -}}
+{{- $args = concat $args (include "muprover.operationArgs" (merge (dict "metricsPort" $metrics) $component) | fromYamlArray) -}}
+{{- $ports := list (dict "name" "pull-health" "number" $health) -}}
+{{- if .Values.metrics.enabled }}{{ $ports = append $ports (dict "name" "pull-metrics" "number" $metrics) }}{{ end -}}
+{{- $container := dict "ports" $ports "volumeMounts" (list (dict "name" "models" "mountPath" "/models")) -}}
+{{- $container = merge $container (include "muprover.probes" $health | fromYaml) -}}
+{{ include "muprover.container" (merge (dict "values" $values "args" $args "container" $container) $component) }}
+restartPolicy: Always
+{{- end }}
+
 {{- define "muprover.networkVolumes" -}}
+{{- if include "muprover.pulls" .root }}
+- name: models
+  emptyDir:
+    sizeLimit: {{ .root.Values.models.persistence.size }}
+{{- else }}
 - {{ include "muprover.modelsVolume" . | nindent 2 | trim }}
+{{- end }}
 - name: network
   configMap:
     name: {{ include "muprover.fullname" .root }}-network
@@ -96,6 +131,10 @@ volumes:
 {{- end }}
 - --file-system-poll-wait-seconds
 - {{ $network.pollWaitSeconds | quote }}
+{{- if include "muprover.pulls" .root }}
+- --model-source
+- {{ include "muprover.trainerAddress" .root }}
+{{- end }}
 {{- with $network.threads }}
 - --tensorflow-intra-op-parallelism
 - {{ . | quote }}
