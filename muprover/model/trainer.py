@@ -80,8 +80,8 @@ def train(
     sys.setswitchinterval(SWITCH_SECONDS)
     start_metrics(metrics_port)
     health = HealthPort(health_port) if health_port is not None else None
-    models = ModelPort(saved_models, model_port) if model_port is not None else None
     trainer = Trainer(game, saved_models, logdir, seed, num_devices, keep_exports)
+    models = ModelPort(saved_models, model_port) if model_port is not None else None
     trainer.begin()
     if health:
         health.set_serving(True)

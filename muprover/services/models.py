@@ -52,6 +52,7 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
         self._changed = asyncio.Condition()
         self._waiting: list[list[int]] = []  # what those know who wait for more
         self._fetching = 0
+        self._complaint = ""  # the last one about the folder
 
     async def follow(self) -> None:
         """Looks at the folder again and again, until cancelled."""
@@ -64,7 +65,9 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
         try:
             versions = await asyncio.to_thread(self._read)
         except OSError as error:
-            log.error("versions in %s cannot be read: %s", self._folder, error)
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.error("versions in %s cannot be read: %s", self._folder, error)
             return
         async with self._changed:
             if versions != self._versions:
