@@ -8,8 +8,9 @@ import asyncio
 import logging
 import os
 import threading
+import time
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,7 @@ WATCH_SECONDS = 20.0  # of one long poll
 ANSWER_SECONDS = 10.0  # that an answer may be late
 LOOK_SECONDS = 0.25  # between two looks at the folder
 HAND_OVER_SECONDS = 10.0  # that a last version has, at the end, to reach those who ask for it
+ABSENT_SECONDS = 2.0  # after an answer: who has not asked again will not
 MAX_FILES = 10_000  # of one version
 
 
@@ -49,8 +51,10 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
         self._versions: tuple[ModelVersion, ...] = ()
         self._folders: dict[int, tuple[int, int]] = {}  # what tells a version's from its successor
         self._paths: dict[bytes, Path] = {}  # by SHA-256
+        self._looking = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._waiting: list[list[int]] = []  # what those know who wait for more
+        self._answered: dict[str, float] = {}  # who has not come back since, and when that was
         self._fetching = 0
         self._complaint = ""  # the last one about the folder
 
@@ -62,15 +66,22 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
 
     async def look(self) -> None:
         """Takes note of what is in the folder now."""
-        try:
-            versions = await asyncio.to_thread(self._read)
-        except OSError as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                log.error("versions in %s cannot be read: %s", self._folder, error)
-            return
+        async with self._looking:
+            try:
+                versions = await asyncio.to_thread(self._read)
+            except OSError as error:
+                if str(error) != self._complaint:
+                    self._complaint = str(error)
+                    log.error("versions in %s cannot be read: %s", self._folder, error)
+                versions = self._versions
+            await self._note(versions)
+
+    async def _note(self, versions: tuple[ModelVersion, ...]) -> None:
         async with self._changed:
-            if versions != self._versions:
+            since = time.monotonic() - ABSENT_SECONDS
+            answered = {client: at for client, at in self._answered.items() if at > since}
+            if versions != self._versions or answered != self._answered:
+                self._answered = answered
                 self._versions = versions
                 self._paths = {
                     file.sha256: self._folder / str(version.number) / file.path
@@ -81,17 +92,23 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
 
     async def hand_over(self, seconds: float) -> None:
         """Waits until those who are asking for versions have the newest, if they get it in time."""
-        clients = len(self._waiting) + self._fetching
         await self.look()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds), self._changed:
-                await self._changed.wait_for(lambda: self._waiting.count(self._numbers) >= clients)
+                await self._changed.wait_for(
+                    lambda: (
+                        not self._fetching
+                        and not self._answered
+                        and all(known == self._numbers for known in self._waiting)
+                    )
+                )
 
     async def Watch(
         self, request: models_pb2.WatchRequest, context: Any
     ) -> models_pb2.WatchResponse:
-        known = list(request.known)
+        known, client = list(request.known), context.peer()
         async with self._changed:
+            self._answered.pop(client, None)
             self._waiting.append(known)
             self._changed.notify_all()
             try:
@@ -101,6 +118,7 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
                 pass
             finally:
                 self._waiting.remove(known)
+            self._answered[client] = time.monotonic()
         return models_pb2.WatchResponse(versions=map(_to_proto, self._versions))
 
     async def Fetch(
@@ -109,12 +127,10 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
         file = await self._open(request.sha256, context)
         self._fetching += 1
         try:
-            if not 0 <= request.offset <= os.fstat(file.fileno()).st_size:
-                await context.abort(
-                    grpc.StatusCode.OUT_OF_RANGE,
-                    f"offset {request.offset} is beyond the file's "
-                    f"{os.fstat(file.fileno()).st_size} bytes",
-                )
+            size = os.fstat(file.fileno()).st_size
+            if not 0 <= request.offset <= size:
+                what = f"no byte {request.offset} in a file of {size} bytes"
+                await context.abort(grpc.StatusCode.OUT_OF_RANGE, what)
             file.seek(request.offset)
             while data := await asyncio.to_thread(file.read, PIECE_BYTES):
                 yield models_pb2.FetchResponse(data=data, crc32=zlib.crc32(data))
@@ -122,6 +138,7 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
             await context.abort(grpc.StatusCode.DATA_LOSS, f"cannot be read: {error.strerror}")
         finally:
             self._fetching -= 1
+            self._answered[context.peer()] = time.monotonic()
             file.close()
 
     @property
@@ -197,8 +214,8 @@ class ModelPort:
             opened.set_result(server.port)
             following = asyncio.create_task(servicer.follow())
             await self._stop.wait()
-            following.cancel()
             await servicer.hand_over(HAND_OVER_SECONDS)
+            following.cancel()
 
 
 class RemoteModels:
@@ -221,7 +238,7 @@ class RemoteModels:
             response = self._stub.Watch(request, timeout=WATCH_SECONDS + ANSWER_SECONDS)
             return tuple(self._version(version) for version in response.versions)
 
-    def fetch(self, file: ModelFile, offset: int = 0) -> Iterator[bytes]:
+    def fetch(self, file: ModelFile, offset: int = 0) -> Generator[bytes]:
         """The content of a file from `offset` on, in pieces that arrived as they were sent."""
         request = models_pb2.FetchRequest(sha256=file.sha256, offset=offset)
         with self._errors():
