@@ -124,6 +124,7 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
     async def Fetch(
         self, request: models_pb2.FetchRequest, context: Any
     ) -> AsyncIterator[models_pb2.FetchResponse]:
+        client = context.peer()  # asked for now: when the generator is closed, the call is gone
         file = await self._open(request.sha256, context)
         self._fetching += 1
         try:
@@ -138,7 +139,7 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
             await context.abort(grpc.StatusCode.DATA_LOSS, f"cannot be read: {error.strerror}")
         finally:
             self._fetching -= 1
-            self._answered[context.peer()] = time.monotonic()
+            self._answered[client] = time.monotonic()
             file.close()
 
     @property
