@@ -37,7 +37,7 @@ class ServerOptions:
     host: str = "[::]"
     model_config_file: str = ""
     model_config_poll_seconds: float = 0.0  # 0: read once
-    model_source: str = ""  # address of a trainer from which versions are pulled
+    model_source: str | None = None  # address of a trainer from which versions are pulled
     poll_seconds: float = 1.0
     max_load_retries: int = 5
     load_retry_seconds: float = 60.0
@@ -83,7 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--model-source",
         type=address,
-        default="",
         metavar="HOST:PORT",
         help="--model-port of a trainer that shares no disk: pull versions into the model's folder",
     )
