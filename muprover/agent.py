@@ -83,6 +83,7 @@ def run(
     groups: int = 2,
     agent_name: str | None = None,
     metrics_port: int | None = None,
+    metrics_host: str = "[::]",
     health_port: int | None = None,
     seed: int = 0,
     model_name: str = "muprover",
@@ -97,7 +98,7 @@ def run(
     sizes = [n for n in shares(num_games or config.self_play.games_per_agent, groups) if n]
     stop = stop_on_signals()
     with ExitStack() as clients:
-        start_metrics(metrics_port)
+        start_metrics(metrics_port, metrics_host)
         health = None if health_port is None else HealthPort(health_port)
         if health:
             clients.callback(health.close)

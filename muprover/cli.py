@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from muprover.commands.cluster import add_cluster
-from muprover.commands.local import add_config, add_games, add_play, add_run
-from muprover.commands.options import EXIT_USAGE, Parser
+from muprover.commands.local import add_certificates, add_config, add_games, add_play, add_run
+from muprover.commands.options import EXIT_USAGE, Parser, take_locks
 from muprover.commands.servers import add_environment, add_network, add_pull, add_replay
 from muprover.commands.workers import add_agent, add_evaluate, add_trainer
 from muprover.config import SettingsError
@@ -29,6 +29,7 @@ COMMANDS = (
     add_trainer,
     add_agent,
     add_cluster,
+    add_certificates,
     add_config,
     add_games,
 )
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and answers its exit status: 0 done, 1 failed, 2 wrongly used."""
     args = parse(sys.argv[1:] if arguments is None else arguments)
     try:
+        take_locks(args)
         return int(args.command(args) or 0)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from muprover.config import Config, SettingsError
 from muprover.runfolder import MODEL_NAME, RunFolder, num_cores
+from muprover.services.locks import TLS, TLS_CLIENTS, TOKEN_FILE
 from muprover.serving_config import (
     BATCHING_CONFIG,
     MODELS_CONFIG,
@@ -88,10 +89,11 @@ def make_components(
     commands = _commands(layout, ports, folder, files, seed, chance)
     everywhere = ["--log-level", layout.log_level, "--log-format", layout.log_format]
     environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment |= dict.fromkeys((TLS, TLS_CLIENTS, TOKEN_FILE), "")  # nobody else gets in here
     return [
         Component(
             name,
-            [*commands[name], "--metrics-port", str(ports.metrics[name]), *everywhere],
+            [*commands[name], *_metrics(name, ports), *everywhere],
             folder.log(name),
             grace_seconds=GRACE_SECONDS.get(name, DEFAULT_GRACE_SECONDS),
             environment=environment,
@@ -146,6 +148,12 @@ def _commands(
             agent = ["agent", *game, *servers, *replay, *other, "--agent-name", name, *games]
             commands[name] = agent
     return commands
+
+
+def _metrics(name: str, ports: Ports) -> list[str]:
+    """Where a component tells its figures: on this machine only. Servers have one host for all."""
+    here = [] if name in ("replay", "environment", "network") else ["--metrics-host", "localhost"]
+    return ["--metrics-port", str(ports.metrics[name]), *here]
 
 
 def write_serving_files(

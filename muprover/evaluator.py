@@ -47,6 +47,7 @@ def run(
     as_json: bool = False,
     output: Path | None = None,
     metrics_port: int | None = None,
+    metrics_host: str = "[::]",
     health_port: int | None = None,
     seed: int = 0,
     model_name: str = "muprover",
@@ -61,7 +62,7 @@ def run(
     """
     stop = stop_on_signals()
     with ExitStack() as clients:
-        start_metrics(metrics_port)
+        start_metrics(metrics_port, metrics_host)
         health = None if health_port is None else HealthPort(health_port)
         if health:
             clients.callback(health.close)

@@ -84,7 +84,7 @@ def add_run(commands: Any) -> None:
         metavar="N",
         help="of TensorFlow in trainer and in network, each (default: half of the cores)",
     )
-    command.operation(metrics=False)
+    command.operation(metrics=False, locks=False)
     command.examples(
         "muprover run --game tictactoe",
         "muprover run --game connect_four --name night --time-limit 480 --agents 2",
@@ -143,7 +143,7 @@ def add_play(commands: Any) -> None:
     )
     command.add("--num-simulations", type=count, metavar="N", help="(default: as evaluated)")
     command.seed(default=None)
-    command.game(required=False)
+    command.game(required=False).locks()
     command.parser.set_defaults(log_level="warning", log_format="text")
     command.examples(
         "muprover play --run runs/NAME --seat second",
@@ -201,6 +201,35 @@ def _quiet_libraries() -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+def add_certificates(commands: Any) -> None:
+    command = CommandBuilder(
+        commands,
+        "certificates",
+        certificates,
+        "make certificates for a trial of --tls",
+        "Makes an authority of your own and a certificate for the hosts that servers run on, which "
+        "clients\nshow as well. Made again, the same authority signs a new one. Needs openssl.",
+        usage="muprover certificates DIR [HOST ...]",
+    )
+    command.add("folder", type=Path, metavar="DIR", help="for ca.crt, ca.key, tls.crt and tls.key")
+    command.add("hosts", nargs="*", metavar="HOST", help="names or addresses, beside localhost's")
+    command.add(
+        "--days", type=count, default=365, metavar="N", help="that it holds (default: %(default)s)"
+    )
+    command.examples("muprover certificates certificates gpu1 gpu2.lab 10.0.0.7")
+
+
+def certificates(args: argparse.Namespace) -> int:
+    from muprover.certificates import AUTHORITY_KEY, make_certificates
+
+    make_certificates(args.folder, ["localhost", "127.0.0.1", "::1", *args.hosts], args.days)
+    print(
+        f"copy {args.folder} to each host and give it as --tls; "
+        f"{AUTHORITY_KEY} signs new certificates and stays here"
+    )
+    return 0
 
 
 def add_config(commands: Any) -> None:

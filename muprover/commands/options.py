@@ -11,6 +11,15 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from muprover.config import SettingsError
+from muprover.services.locks import (
+    ANY,
+    CERTIFICATE,
+    TLS,
+    TLS_CLIENTS,
+    TOKEN_FILE,
+    Locks,
+    use,
+)
 
 if TYPE_CHECKING:
     from muprover.game import Game
@@ -137,8 +146,35 @@ class CommandBuilder:
         )
         return self
 
-    def operation(self, health: bool = False, metrics: bool = True) -> Self:
-        """Metrics, health and logs."""
+    def locks(self) -> Self:
+        """Who is let in, and what is shown to others; the same for servers and clients."""
+        self.group("locks")
+        self.add(
+            "--tls",
+            metavar="D",
+            help=f"folder with tls.crt, tls.key and ca.crt: speak TLS, and check certificates "
+            f"(or {TLS})",
+        )
+        self.add(
+            "--tls-clients",
+            choices=[CERTIFICATE, ANY],
+            help="whom servers answer: those with a certificate (the default if there is a ca.crt) "
+            f"or any (or {TLS_CLIENTS})",
+        )
+        self.add(
+            "--token-file",
+            metavar="F",
+            help="file with a token: servers ask for it, clients show it; with more lines, servers "
+            f"take any of them, clients show the first (or {TOKEN_FILE})",
+        )
+        return self
+
+    def operation(
+        self, health: bool = False, metrics: bool = True, host: bool = False, locks: bool = True
+    ) -> Self:
+        """Locks, metrics, health and logs."""
+        if locks:
+            self.locks()
         self.group("operation")
         if metrics:
             self.add(
@@ -147,12 +183,19 @@ class CommandBuilder:
                 metavar="P",
                 help="for Prometheus, at /metrics (default: none; 0: any free one)",
             )
+        if host:
+            self.add(
+                "--metrics-host",
+                default="[::]",
+                metavar="H",
+                help="address of that port (default: all of this machine's)",
+            )
         if health:
             self.add(
                 "--health-port",
                 type=port,
                 metavar="P",
-                help="for grpc.health.v1 (default: none; 0: any free one)",
+                help="for grpc.health.v1 alone, never locked (default: none; 0: any free one)",
             )
         self.add(
             "--log-level",
@@ -171,6 +214,15 @@ def game_of(args: argparse.Namespace) -> Game:
     from muprover.game import load_game
 
     return load_game(args.game, args.config, args.set)
+
+
+def take_locks(args: argparse.Namespace) -> None:
+    """From now on the process has the locks that its command line or its environment names."""
+    if not hasattr(args, "token_file"):
+        return  # a command that talks to nobody
+    given = {TLS: args.tls, TLS_CLIENTS: args.tls_clients, TOKEN_FILE: args.token_file}
+    said = {name: value for name, value in given.items() if value is not None}
+    use(Locks.from_environment(os.environ | said))
 
 
 def start_logging(component: str, args: argparse.Namespace) -> None:

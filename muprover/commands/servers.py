@@ -39,7 +39,7 @@ def add_environment(commands: Any) -> None:
         metavar="N",
         help="processes that games are played in (default: %(default)s, the server's own)",
     )
-    command.operation()
+    command.operation(health=True)
     command.examples(
         "muprover environment --game connect_four --workers 2",
         "muprover environment check localhost:50000",
@@ -59,6 +59,7 @@ def environment(args: argparse.Namespace) -> int:
         args.port,
         workers=args.workers,
         metrics_port=args.metrics_port,
+        health_port=args.health_port,
         host=args.host,
     )
     return 0
@@ -99,7 +100,7 @@ def add_replay(commands: Any) -> None:
     )
     command.seed(default=None, of="of what is sampled")
     command.group("backup and restore").add("--file", type=Path, metavar="F", help="of the backup")
-    command.operation()
+    command.operation(health=True)
     command.examples(
         "muprover replay --game tictactoe --logdir replay",
         "muprover replay backup localhost:50001 --game tictactoe --file games.backup",
@@ -118,6 +119,7 @@ def replay(args: argparse.Namespace) -> int:
         args.port,
         logdir=args.logdir,
         metrics_port=args.metrics_port,
+        health_port=args.health_port,
         host=args.host,
         seed=args.seed,
     )

@@ -75,7 +75,7 @@ def add_trainer(commands: Any) -> None:
         help="GPUs that share each batch (default: %(default)s)",
     )
     add("--threads", type=count, metavar="N", help="of TensorFlow (default: as many as cores)")
-    command.seed(of="of weights, symmetries and batches").operation(health=True)
+    command.seed(of="of weights, symmetries and batches").operation(health=True, host=True)
     command.examples(
         "muprover trainer --game tictactoe --replay-buffer localhost:50001 \\",
         "    --min-games 100 --saved-models models --logdir logs",
@@ -95,6 +95,7 @@ def trainer(args: argparse.Namespace) -> int:
         logdir=args.logdir,
         seed=args.seed,
         metrics_port=args.metrics_port,
+        metrics_host=args.metrics_host,
         health_port=args.health_port,
         model_port=args.model_port,
         num_devices=args.num_devices,
@@ -132,7 +133,7 @@ def add_agent(commands: Any) -> None:
     )
     add("--agent-name", metavar="NAME", help="written into its games (default: host and process)")
     add("--max-games-total", type=count, metavar="N", help="end after so many (default: never)")
-    command.seed(default=None).operation(health=True)
+    command.seed(default=None).operation(health=True, host=True)
     command.examples(
         "muprover agent --game tictactoe --environment localhost:50000 \\",
         "    --replay-buffer localhost:50001 --network localhost:50002 --num-games 64",
@@ -152,6 +153,7 @@ def agent(args: argparse.Namespace) -> int:
         groups=args.groups,
         agent_name=args.agent_name,
         metrics_port=args.metrics_port,
+        metrics_host=args.metrics_host,
         health_port=args.health_port,
         seed=secrets.randbits(32) if args.seed is None else args.seed,  # never a game twice
         model_name=args.model_name,
@@ -179,7 +181,7 @@ def add_evaluate(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="play against others too (default: yes, but no with --watch)",
     )
-    command.seed().operation(health=True)
+    command.seed().operation(health=True, host=True)
     command.examples(
         "muprover evaluate --game tictactoe --network localhost:50002",
         "muprover evaluate --game tictactoe --network localhost:50002 --watch --output e.jsonl",
@@ -198,6 +200,7 @@ def evaluate(args: argparse.Namespace) -> int:
         as_json=args.json,
         output=args.output,
         metrics_port=args.metrics_port,
+        metrics_host=args.metrics_host,
         health_port=args.health_port,
         seed=args.seed,
         model_name=args.model_name,

@@ -62,6 +62,7 @@ def train(
     logdir: Path,
     seed: int = 0,
     metrics_port: int | None = None,
+    metrics_host: str = "[::]",
     health_port: int | None = None,
     model_port: int | None = None,
     num_devices: int = 1,
@@ -78,7 +79,7 @@ def train(
         signal.signal(number, lambda *_: stop.set())
     tune(threads)
     sys.setswitchinterval(SWITCH_SECONDS)
-    start_metrics(metrics_port)
+    start_metrics(metrics_port, metrics_host)
     health = HealthPort(health_port) if health_port is not None else None
     trainer = Trainer(game, saved_models, logdir, seed, num_devices, keep_exports)
     models = ModelPort(saved_models, model_port) if model_port is not None else None

@@ -34,11 +34,16 @@ class Turns:
     """Wakes those who wait whenever something has changed; of one event loop."""
 
     def __init__(self) -> None:
-        self._changed = asyncio.Condition()
+        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}  # in order of arrival
 
     async def notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+        """Wakes those whose turn it is; a thousand who wait for the same are asked once."""
+        answers: dict[Callable[[], bool], bool] = {}
+        for future, ready in self._waiting.items():
+            if ready not in answers:
+                answers[ready] = ready()
+            if answers[ready] and not future.done():
+                future.set_result(None)
 
     async def wait(
         self, ready: Callable[[], bool], clock: WaitClock, timeout: float | None = None
@@ -48,8 +53,17 @@ class Turns:
             return True
         with clock:
             try:
-                async with asyncio.timeout(timeout), self._changed:
-                    await self._changed.wait_for(ready)
+                async with asyncio.timeout(timeout):
+                    while not ready():  # whoever was woken before may have changed that
+                        await self._next_turn(ready)
             except TimeoutError:
                 return False
         return True
+
+    async def _next_turn(self, ready: Callable[[], bool]) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[future] = ready
+        try:
+            await future
+        finally:
+            del self._waiting[future]

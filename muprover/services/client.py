@@ -6,6 +6,8 @@ import json
 
 import grpc
 
+from muprover.services.locked_channel import LockedChannel
+from muprover.services.locks import Locks, in_use
 from muprover.services.server import MAX_MESSAGE_BYTES
 
 CHANNEL_OPTIONS = [
@@ -53,24 +55,43 @@ class ContractError(ServiceError):
         super().__init__(grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
-def open_channel(address: str) -> grpc.Channel:
+def open_channel(address: str, locks: Locks | None = None) -> grpc.Channel:
     """A channel to `host:port`, or to all servers that `dns:///name:port` stands for and that are
-    ready; it connects when first used."""
+    ready; it connects when first used. `locks`: by default those of this process."""
+    locks = locks or in_use()
     options = list(CHANNEL_OPTIONS)
     if address.startswith("dns:///"):
         options.append(("grpc.service_config", json.dumps(ONLY_READY_SERVERS)))
-    return grpc.insecure_channel(address, options=options)
+
+    def make(credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(address, options=options)
+        return grpc.secure_channel(address, credentials, options=options)
+
+    if locks.tls is None and locks.token_file is None:
+        return make(None)
+    return LockedChannel(locks, make)
 
 
 def service_error(what: str, address: str, error: grpc.RpcError) -> ServiceError:
     """`error` of a call to the server `what` at `address`, in words."""
     code, details = error.code(), error.details()
     if code == grpc.StatusCode.UNAVAILABLE:
-        is_there = "backend unhealthy" in (details or "")
-        details = "not ready yet" if is_there else f"cannot reach it ({details}); is it running?"
+        details = _unreachable(details or "")
     elif code == grpc.StatusCode.DEADLINE_EXCEEDED:
         details = "no answer in time"
     return ServiceError(code, f"{what} at {address}: {details}")
+
+
+def _unreachable(details: str) -> str:
+    if "backend unhealthy" in details:
+        return "not ready yet"
+    question = "is it running?"
+    if "handshake" in details.lower():
+        question = "do the certificates of --tls fit, and does the server's own name this host?"
+    elif "Socket closed" in details:
+        question = "is it running, and does it want --tls?"
+    return f"cannot reach it ({details}); {question}"
 
 
 def check_contract(what: str, address: str, mine: dict[str, str], theirs: dict[str, str]) -> None:

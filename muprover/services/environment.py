@@ -23,7 +23,8 @@ from muprover.environment import Environment, Environments, TimeStep
 from muprover.game import Game
 from muprover.services.client import ServiceError, check_contract, open_channel, service_error
 from muprover.services.environment_process import Process
-from muprover.services.environment_streams import RequestError, Thread, Worker
+from muprover.services.environment_streams import Thread, Worker
+from muprover.services.limits import Places, RequestError, being_read, spoken
 from muprover.services.server import (
     MAX_MESSAGE_BYTES,
     Server,
@@ -44,6 +45,7 @@ from muprover.v1.environment_pb2 import (
 log = logging.getLogger(__name__)
 
 MAX_GAMES_PER_STREAM = 1024
+MAX_STREAMS, MAX_GAMES = 8192, 262_144  # of one server
 SERVICE = environment_pb2.DESCRIPTOR.services_by_name["EnvironmentService"].full_name
 
 STREAMS = Gauge("muprover_environment_streams", "Streams that are open.")
@@ -72,6 +74,8 @@ class EnvironmentServicer(environment_pb2_grpc.EnvironmentServiceServicer):
         self._game = game.config
         self._workers = workers
         self._numbers = itertools.count()
+        self._places = Places(MAX_STREAMS, "streams")
+        self._games = Places(MAX_GAMES, "games")
         self._ending = False
 
     def end(self) -> None:
@@ -85,26 +89,38 @@ class EnvironmentServicer(environment_pb2_grpc.EnvironmentServiceServicer):
         )
 
     async def Play(self, requests: AsyncIterator[PlayRequest], context: Any) -> None:
+        try:
+            with self._places.take():
+                await self._play(requests, context)
+        except RequestError as error:
+            ERRORS.labels(error.code.name).inc()
+            log.warning("stream of %s ends: %s: %s", context.peer(), error.code.name, error)
+            await context.abort(error.code, str(error))
+
+    async def _play(self, requests: AsyncIterator[PlayRequest], context: Any) -> None:
         worker = min(self._workers, key=lambda worker: worker.num_streams)
         stream = next(self._numbers)
         held: set[int] = set()
         STREAMS.inc()
         try:
             await worker.open(stream)
-            async for request in requests:
+            async for request in spoken(requests):
+                self._hold(held, request)
                 answer = await self._answer(worker, stream, request)
-                GAMES.dec(len(held))
-                held.update(request.rows)
-                GAMES.inc(len(held))
-                await context.write(answer)
-        except RequestError as error:
-            ERRORS.labels(error.code.name).inc()
-            log.warning("stream of %s ends: %s: %s", context.peer(), error.code.name, error)
-            await context.abort(error.code, str(error))
+                async with being_read():
+                    await context.write(answer)
         finally:
             worker.close(stream)
             STREAMS.dec()
             GAMES.dec(len(held))
+            self._games.taken -= len(held)
+
+    def _hold(self, held: set[int], request: PlayRequest) -> None:
+        """Counts the games that a stream has from now on; raises `RequestError` for too many."""
+        new = set(request.rows) - held
+        self._games.add(len(new))
+        GAMES.inc(len(new))
+        held |= new
 
     async def _answer(self, worker: Worker, stream: int, request: PlayRequest) -> PlayResponse:
         if self._ending:
@@ -124,16 +140,17 @@ def serve(
     *,
     workers: int = 1,
     metrics_port: int | None = None,
+    health_port: int | None = None,
     host: str = "[::]",
 ) -> None:
     """Serves `game` until SIGTERM or SIGINT.
 
     workers: processes that games are played in; 1: this one.
     """
-    start_metrics(metrics_port)
+    start_metrics(metrics_port, host)
 
     async def main(stop: asyncio.Event) -> None:
-        async with serving(game, port, workers=workers, host=host):
+        async with serving(game, port, workers=workers, host=host, health_port=health_port):
             await stop.wait()
 
     run_until_signal(main)
@@ -141,14 +158,19 @@ def serve(
 
 @contextlib.asynccontextmanager
 async def serving(
-    game: Game, port: int, *, workers: int = 1, host: str = "[::]"
+    game: Game,
+    port: int,
+    *,
+    workers: int = 1,
+    host: str = "[::]",
+    health_port: int | None = None,
 ) -> AsyncIterator[Server]:
     """Serves `game` inside the `with`."""
     game.make_environment().close()  # what is wrong with it shows before the port opens
     make_worker: Callable[[Game, int], Worker] = Thread if workers == 1 else Process
     pool = [make_worker(game, max_games_per_stream(game.config.game)) for _ in range(workers)]
     servicer = EnvironmentServicer(game, pool)
-    server = Server([SERVICE], port, host)
+    server = Server([SERVICE], port, host, health_port=health_port)
     environment_pb2_grpc.add_EnvironmentServiceServicer_to_server(servicer, server.grpc)
     try:
         async with server.running(grace=1.0):  # for answers; the games are lost anyway
@@ -294,11 +316,14 @@ class _Stream:
     """One call of `Play`, asked and answered in turns."""
 
     def __init__(self, stub: environment_pb2_grpc.EnvironmentServiceStub) -> None:
+        self._stub = stub
         self._requests: SimpleQueue[PlayRequest | None] = SimpleQueue()
-        self._call = stub.Play(iter(self._requests.get, None))
+        self._call: Any = None  # until the first request: servers end streams that say nothing
 
     def send(self, request: PlayRequest) -> None:
         self._requests.put(request)
+        if self._call is None:
+            self._call = self._stub.Play(iter(self._requests.get, None))
 
     def receive(self) -> PlayResponse:
         answer: PlayResponse | None = next(self._call, None)
@@ -308,7 +333,8 @@ class _Stream:
 
     def close(self) -> None:
         self._requests.put(None)  # ends the thread that waits for requests
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
 
 def time_step_from_proto(response: PlayResponse, num_rows: int, game: GameConfig) -> TimeStep:

@@ -22,7 +22,8 @@ import grpc
 from muprover.config import Config
 from muprover.game import Game, load_game
 from muprover.logs import configure_logging
-from muprover.services.environment_streams import RequestError, Streams
+from muprover.services.environment_streams import Streams
+from muprover.services.limits import RequestError
 from muprover.v1.environment_pb2 import PlayRequest, PlayResponse
 
 log = logging.getLogger(__name__)

@@ -16,18 +16,11 @@ import numpy as np
 
 from muprover.environment import Environments, GameError, IllegalMoveError, TimeStep
 from muprover.game import Game
+from muprover.services.limits import RequestError
 from muprover.tensors import to_tensor
 from muprover.v1.environment_pb2 import PlayRequest, PlayResponse
 
 log = logging.getLogger(__name__)
-
-
-class RequestError(RuntimeError):
-    """Why a stream ends; `code` says whose fault it is."""
-
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Streams:

@@ -1,4 +1,4 @@
-"""A health port for components that serve nothing else: trainer, agents, evaluator."""
+"""A health port: for components that serve nothing else, and for probes of locked servers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from muprover.services.server import ALIVE, SERVER_OPTIONS, PortError
 
 
 class HealthPort:
-    """`grpc.health.v1` on a port of its own (0: a free one); NOT_SERVING until told otherwise, but
-    for the entry `ALIVE`."""
+    """`grpc.health.v1` on a port of its own (0: a free one), never locked; NOT_SERVING until told
+    otherwise, but for the entry `ALIVE`."""
 
     def __init__(self, port: int, host: str = "[::]") -> None:
         self._server = grpc.server(ThreadPoolExecutor(2), options=SERVER_OPTIONS)

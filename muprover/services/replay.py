@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -37,6 +38,7 @@ from muprover.replay.wire import (
     stats_to_proto,
 )
 from muprover.services.client import ServiceError, check_contract, open_channel
+from muprover.services.limits import Places, RequestError, being_read, spoken
 from muprover.services.replay_calls import PatientCalls, SampleStream, as_it_is
 from muprover.services.server import MAX_MESSAGE_BYTES, Server, run_until_signal, start_metrics
 from muprover.services.waiting import Stopped
@@ -53,6 +55,9 @@ AGENT_SECONDS = 60.0  # that an agent counts as connected after a call
 GRACE_SECONDS = 2.0  # for calls to end; those that wait are ended at once
 ADD_BYTES = 8 << 20  # of one message's games, unless a single one has more
 GAMES_AT_ONCE = 64  # of a backup and of its restore
+MAX_AGENTS = 16_384  # whose names are remembered
+MAX_WAITING_BYTES = 256 << 20  # of games that are not on the disk yet
+MAX_SAMPLE_STREAMS, MAX_COPIES = 64, 8  # at once; a copy is a backup or its restore
 
 
 class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
@@ -72,7 +77,10 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         self._turns = Turns()
         self._commits = GroupCommit(replay, self._turns.notify)
         self._sample_clock, self._admit_clock = WaitClock(), WaitClock()
-        self._agents: dict[str, float] = {}  # when each was last heard of
+        self._agents: dict[str, float] = {}  # when each was last heard of, longest ago first
+        self._samplers = Places(MAX_SAMPLE_STREAMS, "streams of samples")
+        self._copies = Places(MAX_COPIES, "backups")
+        self._waiting = Places(MAX_WAITING_BYTES, "bytes of games that wait for the disk")
         self._ending = False
         statistics = replay.buffer.statistics
         self._metrics = ReplayMetrics(self.stats, statistics, config.replay.segment_length)
@@ -115,37 +123,41 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         added = await self._add(request.games, context)
         return replay_pb2.AddResponse(added=len(added.games), duplicates=added.duplicates)
 
-    async def AddStream(
-        self, requests: AsyncIterator[replay_pb2.AddRequest], context: Any
-    ) -> AsyncIterator[replay_pb2.AddResponse]:
-        async for request in requests:
-            yield await self.Add(request, context)
+    async def AddStream(self, requests: AsyncIterator[replay_pb2.AddRequest], context: Any) -> None:
+        async with in_words(context):
+            async for request in spoken(requests):
+                answer = await self.Add(request, context)
+                async with being_read():
+                    await context.write(answer)
 
     async def Admit(
         self, request: replay_pb2.AdmitRequest, context: Any
     ) -> replay_pb2.AdmitResponse:
         self._heard_of(request.agent)
-        await self._turns.wait(
-            lambda: self._ending or self._may_insert(), self._admit_clock, ADMIT_SECONDS
-        )
+        await self._turns.wait(self._may_admit, self._admit_clock, ADMIT_SECONDS)
         return replay_pb2.AdmitResponse(admitted=not self._ending and self._may_insert())
 
-    async def Sample(
-        self, requests: AsyncIterator[replay_pb2.SampleRequest], context: Any
-    ) -> AsyncIterator[replay_pb2.SampleResponse]:
-        async for request in requests:
-            size = request.batch_size
-            await self._check_batch_size(size, context)
-            await self._turns.wait(partial(self._may_answer, size), self._sample_clock)
-            if self._ending:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "the replay server is ending")
-            self._reserved += size
-            try:
-                response = await self._in_thread(self._sample, size)
-            finally:
-                self._reserved -= size
-            await self._turns.notify()
-            yield response
+    async def Sample(self, requests: AsyncIterator[replay_pb2.SampleRequest], context: Any) -> None:
+        async with in_words(context):
+            with self._samplers.take():
+                async for request in spoken(requests):
+                    response = await self._next_sample(request.batch_size)
+                    async with being_read():
+                        await context.write(response)
+
+    async def _next_sample(self, size: int) -> replay_pb2.SampleResponse:
+        """A batch, when the rate limit allows it."""
+        self._check_batch_size(size)
+        await self._turns.wait(partial(self._may_answer, size), self._sample_clock)
+        if self._ending:
+            raise RequestError(grpc.StatusCode.UNAVAILABLE, "the replay server is ending")
+        self._reserved += size
+        try:
+            response: replay_pb2.SampleResponse = await self._in_thread(self._sample, size)
+        finally:
+            self._reserved -= size
+        await self._turns.notify()
+        return response
 
     async def UpdatePriorities(
         self, request: replay_pb2.UpdatePrioritiesRequest, context: Any
@@ -162,11 +174,14 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
     async def Stats(self, request: Any, context: Any) -> replay_pb2.StatsResponse:
         return stats_to_proto(self.stats())
 
-    async def Backup(self, request: Any, context: Any) -> AsyncIterator[replay_pb2.GameHistory]:
+    async def Backup(self, request: Any, context: Any) -> None:
         games = self._replay.games()
-        while some := await asyncio.to_thread(lambda: list(islice(games, GAMES_AT_ONCE))):
-            for game in some:
-                yield game
+        async with in_words(context):
+            with self._copies.take():
+                while some := await asyncio.to_thread(lambda: list(islice(games, GAMES_AT_ONCE))):
+                    for game in some:
+                        async with being_read():
+                            await context.write(game)
 
     async def Restore(
         self, requests: AsyncIterator[replay_pb2.GameHistory], context: Any
@@ -180,18 +195,23 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
             total.duplicates += added.duplicates
             games.clear()
 
-        async for game in requests:
-            games.append(game)
-            if len(games) == GAMES_AT_ONCE:
+        async with in_words(context):
+            with self._copies.take():
+                async for game in spoken(requests):
+                    games.append(game)
+                    if len(games) == GAMES_AT_ONCE:
+                        await keep()
                 await keep()
-        await keep()
         return total
 
     async def _add(self, games: Sequence[replay_pb2.GameHistory], context: Any) -> Added:
         """Waits until the games are on the disk; ends the call if they cannot be."""
         started = time.monotonic()
         try:
-            added = await self._commits.add(games)
+            with self._waiting.take(sum(game.ByteSize() for game in games)):
+                added = await self._commits.add(games)
+        except RequestError as error:
+            await context.abort(error.code, str(error))
         except DiskError as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.strerror)
         except ValueError as error:
@@ -202,10 +222,10 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
     def _sample(self, size: int) -> replay_pb2.SampleResponse:
         return batch_to_proto(self._buffer.sample(size, self._rng))
 
-    async def _check_batch_size(self, size: int, context: Any) -> None:
+    def _check_batch_size(self, size: int) -> None:
         largest = min(self._limiter.largest_batch or MAX_MESSAGE_BYTES, self._largest_message())
         if not 1 <= size <= largest:
-            await context.abort(
+            raise RequestError(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"batch_size is {size}, must be from 1 to {largest}: as much as one message and "
                 "the rate limit's tolerance allow",
@@ -234,13 +254,30 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
             counters.inserted_positions, counters.sampled_positions
         )
 
+    def _may_admit(self) -> bool:
+        return self._ending or self._may_insert()
+
     def _heard_of(self, agent: str) -> None:
-        now = time.monotonic()
-        lately = {name: at for name, at in self._agents.items() if now - at < AGENT_SECONDS}
-        self._agents = lately | {agent[:100]: now}
+        now, name = time.monotonic(), agent[:100]
+        self._agents.pop(name, None)
+        self._agents[name] = now
+        while now - (longest := next(iter(self._agents.items())))[1] >= AGENT_SECONDS or (
+            len(self._agents) > MAX_AGENTS
+        ):
+            del self._agents[longest[0]]
 
     async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._sampling, call, *args)
+
+
+@contextlib.asynccontextmanager
+async def in_words(context: Any) -> AsyncIterator[None]:
+    """Ends the call when a request is refused inside the `with`."""
+    try:
+        yield
+    except RequestError as error:
+        log.warning("stream of %s ends: %s: %s", context.peer(), error.code.name, error)
+        await context.abort(error.code, str(error))
 
 
 def serve(
@@ -249,6 +286,7 @@ def serve(
     *,
     logdir: Path,
     metrics_port: int | None = None,
+    health_port: int | None = None,
     host: str = "[::]",
     seed: int | None = None,
     on_ready: Callable[[int], None] | None = None,
@@ -259,8 +297,8 @@ def serve(
     """
 
     async def main(stop: asyncio.Event) -> None:
-        server = Server([SERVICE], port, host)
-        start_metrics(metrics_port)
+        server = Server([SERVICE], port, host, health_port=health_port)
+        start_metrics(metrics_port, host)
         await serve_until(stop, server, game.config, logdir, seed, on_ready)
 
     run_until_signal(main)

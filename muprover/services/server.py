@@ -12,16 +12,23 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from muprover.services.doors import interceptors, open_port
 from muprover.services.health_servicers import AsyncHealth, ThreadedHealth
+from muprover.services.limits import allow_open_files
+from muprover.services.locks import Locks, in_use
+
+if TYPE_CHECKING:
+    from muprover.services.health import HealthPort
 
 log = logging.getLogger(__name__)
 
+MAX_CALLS = 16_384  # of one server at once, those that wait included; more are refused
 MAX_THREADS = 512  # calls of a `ThreadedServer` at once; more wait
 MAX_MESSAGE_BYTES = 64 << 20  # of one message, both ways, on servers and clients
 ALIVE = "alive"  # the health entry that is SERVING as long as the process runs, ready or not
@@ -35,6 +42,15 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.max_connection_age_ms", 60_000),  # then clients look up who else serves; streams go on
+    ("grpc.max_concurrent_streams", 1024),  # of one connection; more wait in the client
+    ("grpc.server_handshake_timeout_ms", 20_000),  # for connections that say nothing
+]
+# Where each call has a thread, even one that never sends its request: few of one connection, and
+# none for ever.
+THREADED_OPTIONS = [
+    *SERVER_OPTIONS,
+    ("grpc.max_concurrent_streams", 128),
+    ("grpc.max_connection_age_grace_ms", 300_000),
 ]
 
 
@@ -46,7 +62,8 @@ class Server:
     """A gRPC server on the event loop, with health and reflection; NOT_SERVING until
     `set_serving(True)`.
 
-    Its health has an entry for each of its services, for each of `health_names`, and `ALIVE`.
+    Its health has an entry for each of its services, for each of `health_names`, and `ALIVE`. A
+    `health_port` tells the same ("" and `ALIVE`) without any locks.
     """
 
     def __init__(
@@ -55,13 +72,22 @@ class Server:
         port: int,
         host: str = "[::]",
         health_names: Sequence[str] = (),
+        health_port: int | None = None,
     ) -> None:
-        self.grpc = grpc.aio.server(options=SERVER_OPTIONS)
+        locks = in_use()
+        self.grpc = grpc.aio.server(
+            options=SERVER_OPTIONS,
+            interceptors=interceptors(locks),
+            maximum_concurrent_rpcs=MAX_CALLS,
+        )
         self._health = AsyncHealth()
         self._health_names = ("", *services, *health_names)
-        self.port = _open(self.grpc, self._health, services, f"{host}:{port}")
+        self.port = _open(self.grpc, self._health, services, host, port, locks)
+        self._also = _health_port(health_port, host)
 
     async def set_serving(self, serving: bool) -> None:
+        if self._also:
+            self._also.set_serving(serving)
         for name in self._health_names:
             self._health.set(name, _status(serving))
 
@@ -75,7 +101,11 @@ class Server:
             yield
         finally:
             self._health.end()
+            if self._also:
+                self._also.set_serving(False)
             await self.grpc.stop(grace)
+            if self._also:
+                await asyncio.to_thread(self._also.close)
 
 
 class ThreadedServer:
@@ -87,14 +117,24 @@ class ThreadedServer:
         port: int,
         host: str = "[::]",
         health_names: Sequence[str] = (),
+        health_port: int | None = None,
     ) -> None:
         threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="call")
-        self.grpc = grpc.server(threads, options=SERVER_OPTIONS)
+        locks = in_use()
+        self.grpc = grpc.server(
+            threads,
+            options=THREADED_OPTIONS,
+            interceptors=interceptors(locks, on_event_loop=False),
+            maximum_concurrent_rpcs=MAX_CALLS,
+        )
         self._health = ThreadedHealth()
         self._health_names = ("", *services, *health_names)
-        self.port = _open(self.grpc, self._health, services, f"{host}:{port}")
+        self.port = _open(self.grpc, self._health, services, host, port, locks)
+        self._also = _health_port(health_port, host)
 
     async def set_serving(self, serving: bool) -> None:
+        if self._also:
+            self._also.set_serving(serving)
         for name in self._health_names:
             self._health.set(name, _status(serving))
 
@@ -107,22 +147,35 @@ class ThreadedServer:
             yield
         finally:
             self._health.end()
+            if self._also:
+                self._also.set_serving(False)
             await asyncio.to_thread(self.grpc.stop(grace).wait)
+            if self._also:
+                await asyncio.to_thread(self._also.close)
 
 
-def _open(server: Any, servicer: Any, services: Sequence[str], address: str) -> int:
+def _open(
+    server: Any, servicer: Any, services: Sequence[str], host: str, port: int, locks: Locks
+) -> int:
     """Adds health and reflection to a server; answers the port that it listens on."""
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection(
         [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server
     )
-    with contextlib.suppress(RuntimeError):
-        if port := server.add_insecure_port(address):
-            return int(port)
+    if opened := open_port(server, host, port, locks):
+        return opened
     raise PortError(
-        f"port {address.rpartition(':')[2]} is in use or not allowed; "
-        "choose another with --port (0: any free)"
+        f"port {port} is in use or not allowed; choose another with --port (0: any free)"
     )
+
+
+def _health_port(port: int | None, host: str) -> HealthPort | None:
+    """One more port, for health alone: probes know of no certificates and no tokens."""
+    if port is None:
+        return None
+    from muprover.services.health import HealthPort  # it builds on this module
+
+    return HealthPort(port, host)
 
 
 def _status(serving: bool) -> Any:
@@ -144,22 +197,23 @@ def run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
+        allow_open_files()
         await main(stop)
 
     asyncio.run(run())
 
 
-def start_metrics(port: int | None) -> int | None:
+def start_metrics(port: int | None, host: str = "[::]") -> int | None:
     """Prometheus metrics of this process at `/metrics` of `port` (0: a free one; None: none)."""
     if port is None:
         return None
-    from prometheus_client import start_http_server  # only with a metrics port
+    from muprover.services.metrics_port import serve_metrics  # only with a metrics port
 
     try:
-        server, _ = start_http_server(port)
+        number = serve_metrics(host, port, in_use())
     except OSError as error:
         raise PortError(
             f"metrics port {port}: {error.strerror}; choose another with --metrics-port (0: any)"
         ) from None
-    log.info("metrics on port %d", server.server_port)
-    return int(server.server_port)
+    log.info("metrics on port %d", number)
+    return number

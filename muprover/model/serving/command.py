@@ -33,6 +33,7 @@ class ServerOptions:
     port: int = DEFAULT_PORT
     rest_port: int = DEFAULT_REST_PORT  # 0: no REST
     metrics_port: int | None = None  # besides the REST port
+    health_port: int | None = None
     metrics_path: str = PROMETHEUS_PATH
     host: str = "[::]"
     model_config_file: str = ""
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for REST and metrics (default: %(default)s; 0: none, -1: any)",
     )
     add("--metrics-port", type=int, help="one more port for metrics (default: none; 0: any)")
+    add("--health-port", type=int, help="for grpc.health.v1 alone, never locked (default: none)")
     add("--host", default="[::]", help="address to listen on (default: all)")
     add(
         "--model-config-file",
@@ -195,6 +197,7 @@ def read_options(args: argparse.Namespace) -> ServerOptions:
         port=args.port,
         rest_port=args.rest_api_port,
         metrics_port=args.metrics_port,
+        health_port=args.health_port,
         metrics_path=_metrics_path(args.monitoring_config_file),
         host=args.host,
         model_config_file=args.model_config_file,
@@ -213,8 +216,9 @@ def read_options(args: argparse.Namespace) -> ServerOptions:
 
 
 def _check_port_numbers(args: argparse.Namespace) -> None:
-    least = {"--port": 0, "--rest-api-port": -1, "--metrics-port": 0}
-    given = dict(zip(least, (args.port, args.rest_api_port, args.metrics_port or 0), strict=True))
+    least = {"--port": 0, "--rest-api-port": -1, "--metrics-port": 0, "--health-port": 0}
+    ports = (args.port, args.rest_api_port, args.metrics_port or 0, args.health_port or 0)
+    given = dict(zip(least, ports, strict=True))
     for flag, port in given.items():
         if not least[flag] <= port <= 65535:
             raise SettingsError(f"{flag} {port}: a port is a number from {least[flag]} to 65535")
@@ -290,6 +294,7 @@ def _try_ports(options: ServerOptions) -> None:
     """Raises `PortError` for one that is taken."""
     ports = {"--port": options.port, "--rest-api-port": options.rest_port}
     ports["--metrics-port"] = options.metrics_port or 0
+    ports["--health-port"] = options.health_port or 0
     for option, port in ports.items():
         if port > 0:
             listen(options.host, port, option).close()

@@ -36,6 +36,8 @@ from muprover.model.serving.predict import (
     get_metadata,
     get_status,
 )
+from muprover.services.doors import TlsContext, warn_if_open
+from muprover.services.locks import in_use
 from muprover.services.server import MAX_MESSAGE_BYTES
 from muprover.tensors import from_tensor_proto
 
@@ -51,15 +53,24 @@ _INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class RestServer:
-    """Answers HTTP on one port."""
+    """Answers HTTP on one port. With `only_tells` it answers no predictions and has no locks but
+    TLS: Prometheus and the API server of a cluster, which read it, carry none of its keys."""
 
     def __init__(
-        self, manager: Manager, predictor: Predictor, metrics: Metrics, metrics_paths: Sequence[str]
+        self,
+        manager: Manager,
+        predictor: Predictor,
+        metrics: Metrics,
+        metrics_paths: Sequence[str],
+        only_tells: bool = False,
     ) -> None:
+        self._locks = in_use()
+        self._only_tells = only_tells
         self._manager = manager
         self._predictor = predictor
         self._metrics = metrics
-        app = web.Application(client_max_size=MAX_MESSAGE_BYTES)
+        asks = [] if only_tells or self._locks.tokens is None else [self._ask_for_token]
+        app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=asks)
         for path in dict.fromkeys(metrics_paths):
             app.router.add_get(path, self._get_metrics)
         app.router.add_route("*", "/{path:.*}", self._answer)
@@ -70,11 +81,26 @@ class RestServer:
         """Listens; raises `PortError`, naming the command's option, if it cannot."""
         await self._runner.setup()
         listener = listen(host, port, option)
-        await web.SockSite(self._runner, listener).start()
+        await web.SockSite(self._runner, listener, ssl_context=self._tls()).start()
         self.port = int(listener.getsockname()[1])
+        if not self._only_tells:
+            warn_if_open(host, self.port, self._locks)
 
     async def stop(self) -> None:
         await self._runner.cleanup()
+
+    def _tls(self) -> TlsContext | None:
+        if self._locks.tls is None:
+            return None
+        checked = self._locks.asks_for_certificates and not self._only_tells
+        return TlsContext.of(self._locks, checked)
+
+    @web.middleware
+    async def _ask_for_token(self, request: web.Request, answer: Any) -> web.StreamResponse:
+        if refusal := self._locks.refusal_of(request.headers.get("Authorization")):
+            return _json_response(json.dumps({"error": refusal}), 401)
+        response: web.StreamResponse = await answer(request)
+        return response
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.render(), content_type="text/plain", charset="utf-8")
@@ -94,7 +120,8 @@ class RestServer:
 
     async def _dispatch(self, request: web.Request) -> str:
         path = request.rel_url.raw_path
-        if request.method == "POST" and (match := _PREDICT.fullmatch(path)):
+        is_prediction = request.method == "POST" and not self._only_tells
+        if is_prediction and (match := _PREDICT.fullmatch(path)):
             if match["method"].lower() != "predict":
                 refuse(grpc.StatusCode.UNIMPLEMENTED, f"{match['method']}: use predict")
             return await self._predict(_model_spec(match), await request.read())

@@ -58,7 +58,7 @@ class NetworkServer:
         self._servicers = PredictionServicer(predictor), ModelServicer(self.manager)
         paths = (options.metrics_path, "/metrics")
         self._rest = RestServer(self.manager, predictor, self.metrics, paths)
-        self._metrics_only = RestServer(self.manager, predictor, self.metrics, paths)
+        self._metrics_only = RestServer(self.manager, predictor, self.metrics, paths, True)
         self._puller = _puller(options, self.metrics)
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -79,6 +79,7 @@ class NetworkServer:
             self._options.port,
             self._options.host,
             health_names=("PredictionService", "ModelService"),
+            health_port=self._options.health_port,
         )
         self.port = server.port
         prediction, model = self._servicers
