@@ -75,6 +75,8 @@ SPECIAL: list[tuple[str, dict[str, Any]]] = [
     ("agent.parallelGames", OR_NULL),
     ("*.pdb.m*", NUMBER_OR_PERCENT),
     ("network.server", {"enum": ["auto", "embedded", "tensorflow-serving"]}),
+    ("locks.tls.clients", {"enum": ["certificate", "any"]}),
+    ("locks.tls.certManager.issuer.kind", {"enum": ["Issuer", "ClusterIssuer"]}),
     ("network.mode", {"enum": ["shared", "sidecar"]}),
     ("models.transfer", {"enum": ["volume", "grpc"]}),
     ("network.modelName", {"type": "string", "pattern": r"^[A-Za-z0-9][-_.A-Za-z0-9]*$"}),

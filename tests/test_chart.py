@@ -18,7 +18,10 @@ from helm import (
 )
 
 OLDEST, NEWEST = "1.29", "1.37"  # of Kubernetes
-OTHERS = ("PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject")  # operators' kinds
+OTHERS = (
+    *("PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject"),
+    *("Certificate", "Issuer"),
+)  # operators' kinds
 ci = pytest.mark.parametrize("file", CI_FILES, ids=lambda file: file.name)
 
 

@@ -140,6 +140,7 @@ restartPolicy: Always
 - {{ . | quote }}
 {{- end }}
 - --enable-serialization-as-tensor-content
+{{ include "muprover.healthArgs" (include "muprover.networkHealth" . | fromYaml | merge (dict "root" .root)) }}
 {{ include "muprover.operationArgs" (merge (dict "metricsPort" (include "muprover.networkMetricsPort" .)) .) }}
 {{- end }}
 
@@ -148,10 +149,12 @@ variant: {{ ternary "-gpu" "" .root.Values.network.gpu.enabled | quote }}
 ports:
   - {name: grpc, number: {{ .root.Values.network.ports.grpc }}}
   - {name: rest, number: {{ .root.Values.network.ports.rest }}}
+  {{- $health := include "muprover.networkHealth" . | fromYaml | merge (dict "root" .root) }}
+  {{- include "muprover.healthPorts" $health | nindent 2 }}
   {{- if .root.Values.metrics.enabled }}
   - {name: {{ .metricsName }}, number: {{ include "muprover.networkMetricsPort" . }}}
   {{- end }}
-{{ include "muprover.probes" .root.Values.network.ports.grpc }}
+{{ include "muprover.serverProbes" $health }}
 env:
   {{- include "muprover.gpuEnv" .root.Values.network | nindent 2 }}
 {{- end }}
@@ -210,6 +213,12 @@ lifecycle:
       command: [sleep, "5"]
 env:
   {{- include "muprover.gpuEnv" $network | nindent 2 }}
+{{- end }}
+
+{{/* Beside an agent, whose own health has the usual port. */}}
+{{- define "muprover.networkHealth" -}}
+number: {{ add .root.Values.healthPort (ternary 0 1 (eq .metricsName "metrics")) }}
+grpc: {{ .root.Values.network.ports.grpc }}
 {{- end }}
 
 {{/* Beside an agent, whose own metrics have the usual port. */}}

@@ -24,6 +24,9 @@ metadata:
     prometheus.io/scrape: "true"
     prometheus.io/port: {{ default $root.Values.metrics.port .metricsPort | quote }}
     prometheus.io/path: {{ default "/metrics" .metricsPath }}
+    {{- if $root.Values.locks.tls.enabled }}
+    prometheus.io/scheme: https
+    {{- end }}
     {{- end }}
     {{- with merge (default dict .annotations) $values.podAnnotations $root.Values.commonAnnotations }}
     {{- toYaml . | nindent 4 }}
@@ -92,6 +95,9 @@ spec:
         name: {{ include "muprover.fullname" $root }}-games
     {{- end }}
     {{- end }}
+    {{- if ne .name "tensorboard" }}
+    {{- include "muprover.locksVolumes" $root | nindent 4 }}
+    {{- end }}
     {{- with .volumes }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -125,6 +131,9 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: metadata.name
+  {{- if ne .name "tensorboard" }}
+  {{- include "muprover.locksEnv" $root | nindent 2 }}
+  {{- end }}
   {{- with concat (default list $own.env) $values.extraEnv }}
   {{- tpl (toYaml .) $root | nindent 2 }}
   {{- end }}
@@ -162,6 +171,9 @@ volumeMounts:
   {{- if $root.Values.games }}
   - {name: games, mountPath: /etc/muprover/games, readOnly: true}
   {{- end }}
+  {{- end }}
+  {{- if ne .name "tensorboard" }}
+  {{- include "muprover.locksMounts" $root | nindent 2 }}
   {{- end }}
   {{- with concat (default list $own.volumeMounts) $values.extraVolumeMounts }}
   {{- tpl (toYaml .) $root | nindent 2 }}

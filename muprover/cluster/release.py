@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from muprover.cluster.connection import Cluster, ClusterError, Object
+from muprover.services.locks import TLS
 
 COMPONENTS = ("environment", "replay", "network", "trainer", "agent", "evaluator")
 OURS = "app.kubernetes.io/part-of=muprover"
@@ -83,6 +84,10 @@ class Pod:
             return "Ready"
         phase = str(self.body.get("status", {}).get("phase", "Unknown"))
         return "NotReady" if phase == "Running" else phase
+
+    @property
+    def speaks_tls(self) -> bool:
+        return any(v["name"] == TLS for c in self.containers for v in c.get("env", []))
 
     @property
     def metrics(self) -> Iterator[tuple[int, str, str]]:

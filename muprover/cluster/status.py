@@ -247,9 +247,8 @@ def _served_versions(release: Release, pod: Pod, port: int) -> tuple[int, ...]:
 
 def _fetch(release: Release, pod: Pod, port: int, path: str) -> str:
     get = release.cluster.core.connect_get_namespaced_pod_proxy_with_path
-    answer = release.cluster.read(
-        get, f"{pod.name}:{port}", path=path, _request_timeout=ANSWER_SECONDS
-    )
+    where = f"{'https:' if pod.speaks_tls else ''}{pod.name}:{port}"
+    answer = release.cluster.read(get, where, path=path, _request_timeout=ANSWER_SECONDS)
     return answer.decode()
 
 
