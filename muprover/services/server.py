@@ -47,11 +47,8 @@ SERVER_OPTIONS = [
 ]
 # Where each call has a thread, even one that never sends its request: few of one connection, and
 # none for ever.
-THREADED_OPTIONS = [
-    *SERVER_OPTIONS,
-    ("grpc.max_concurrent_streams", 128),
-    ("grpc.max_connection_age_grace_ms", 300_000),
-]
+FEWER = {"grpc.max_concurrent_streams": 128, "grpc.max_connection_age_grace_ms": 300_000}
+THREADED_OPTIONS = list((dict(SERVER_OPTIONS) | FEWER).items())
 
 
 class PortError(OSError):
