@@ -218,7 +218,7 @@ def add_certificates(commands: Any) -> None:
     command.add(
         "--days", type=count, default=365, metavar="N", help="that it holds (default: %(default)s)"
     )
-    command.examples("muprover certificates certificates gpu1 gpu2.lab 10.0.0.7")
+    command.examples("muprover certificates trial gpu1 gpu2.lab 10.0.0.7")
 
 
 def certificates(args: argparse.Namespace) -> int:
@@ -226,8 +226,8 @@ def certificates(args: argparse.Namespace) -> int:
 
     make_certificates(args.folder, ["localhost", "127.0.0.1", "::1", *args.hosts], args.days)
     print(
-        f"copy {args.folder} to each host and give it as --tls; "
-        f"{AUTHORITY_KEY} signs new certificates and stays here"
+        f"give {args.folder} as --tls; on other hosts a copy without {AUTHORITY_KEY}, which signs "
+        "new certificates and stays here"
     )
     return 0
 

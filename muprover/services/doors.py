@@ -81,7 +81,7 @@ def interceptors(locks: Locks, on_event_loop: bool = True) -> list[Any]:
     return [AsyncTokens(locks) if on_event_loop else Tokens(locks)]
 
 
-class Tokens(grpc.ServerInterceptor):
+class Tokens(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
     """Refuses calls without a token of the file. For servers with threads."""
 
     def __init__(self, locks: Locks) -> None:
@@ -98,7 +98,7 @@ class Tokens(grpc.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(refuse)  # it waits for no message
 
 
-class AsyncTokens(grpc.aio.ServerInterceptor):
+class AsyncTokens(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """The same on the event loop."""
 
     def __init__(self, locks: Locks) -> None:

@@ -11,7 +11,7 @@ import grpc
 from muprover.services.locks import Keys, Locks
 
 
-class LockedChannel(grpc.Channel):
+class LockedChannel(grpc.Channel):  # type: ignore[misc] # grpc has no types
     """Behaves as a channel that `make(credentials)` opens, and opens another when the certificates
     have changed: for calls from then on, while those in flight keep the old one."""
 

@@ -1,13 +1,16 @@
 """Self-play through all its processes against the search alone: simulations per second, same cores.
 
     python tests/benchmarks/bench_selfplay.py [--game tictactoe] [--num-games 512] [--groups 2]
-        [--seconds 5] [--rounds 5] [--json FILE]
+        [--seconds 5] [--rounds 5] [--json FILE] [--tls]
 
 An environment server, a replay server (its limit off), a network server and one agent are started;
 no trainer. "Alone" is the same compiled search on random positions in one process that does nothing
 else, with as many games in a batch as a group of the agent's has, and with all of the agent's, by
 one thread and by one for each core. The two sides run in turns, the other one being stopped
 (SIGSTOP), so that they see the same machine; medians over the rounds.
+
+With --tls, the same processes with certificates on both sides and a token are what self-play is
+compared with, in the same way.
 """
 
 import argparse
@@ -15,7 +18,9 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import signal
+import ssl
 import statistics
 import subprocess
 import sys
@@ -42,11 +47,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--tls", action="store_true", help="compare with locked doors")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.num_games = args.num_games or load_game(args.game).config.self_play.games_per_agent
     if args.alone:
         Alone(args.game, Path(args.alone)).obey()
+    elif args.tls:
+        compare_locked(args)
     else:
         compare(args)
 
@@ -65,7 +73,7 @@ def compare(args: argparse.Namespace) -> None:
         alone = stack.enter_context(AloneProcess(args.game, folder / "model"))
         for batch, threads in filter(None, settings.values()):
             alone.measure(batch, threads, 0.1)  # compiles
-        pipeline = stack.enter_context(Pipeline(args, folder))
+        pipeline = stack.enter_context(Pipeline(args, folder, folder))
         for _ in range(args.rounds):
             rates["self-play"].append(pipeline.measure(args.seconds))
             with pipeline.stopped():
@@ -78,6 +86,51 @@ def compare(args: argparse.Namespace) -> None:
             "peak_megabytes": round(pipeline.agent_megabytes()),
         }
     report(args, rates, shares, agent)
+
+
+def compare_locked(args: argparse.Namespace) -> None:
+    """Prints what locks cost: two pipelines in turns, one of them without any."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        with AloneProcess(args.game, folder / "model"):  # exports the model
+            pass
+        kinds = {"open": {}, "locked": make_locks(folder)}
+        pipelines: dict[str, Pipeline] = {}
+        for name, variables in kinds.items():
+            with contextlib.ExitStack() as others:
+                for other in pipelines.values():
+                    others.enter_context(other.stopped())
+                pipeline = Pipeline(args, folder, folder / name, variables)
+                pipelines[name] = stack.enter_context(pipeline)
+        rates: dict[str, list[float]] = {name: [] for name in kinds}
+        for turn in range(args.rounds):
+            for name in sorted(kinds, reverse=bool(turn % 2)):
+                other = pipelines["open" if name == "locked" else "locked"]
+                with other.stopped():
+                    pipelines[name].measure(0.5)
+                    rates[name].append(pipelines[name].measure(args.seconds))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = [locked / open_ for locked, open_ in zip(rates["locked"], rates["open"], strict=True)]
+    print(f"{args.game}, {args.num_games} games in {args.groups} groups, {platform.processor()}")
+    for name, rate in medians.items():
+        print(f"  {name:28} {rate:10,.0f} simulations/s")
+    cost = 1 - statistics.median(ratios)
+    print(
+        f"  TLS, client certificates and a token cost {cost:.1%} (median of {len(ratios)} rounds)"
+    )
+    if args.json:
+        args.json.write_text(json.dumps({"simulations_per_s": medians, "all": rates}, indent=1))
+
+
+def make_locks(folder: Path) -> dict[str, str]:
+    """Variables that lock every process with certificates of its own and a token."""
+    from muprover.certificates import make_certificates
+    from muprover.services.locks import TLS, TOKEN_FILE
+
+    make_certificates(folder / "certificates", ["localhost"], days=2)
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    return {TLS: str(folder / "certificates"), TOKEN_FILE: str(token)}
 
 
 def report(
@@ -102,9 +155,19 @@ def report(
 class Pipeline:
     """Environment, replay, network and agent as processes."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        models: Path,
+        folder: Path,
+        variables: dict[str, str] | None = None,
+    ) -> None:
+        """`models` has the model; `variables` are what the environment of each process has more."""
         self._args = args
+        self._models = models
         self._folder = folder
+        self._variables = variables or {}
+        folder.mkdir(exist_ok=True)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._metrics = ""
 
@@ -112,8 +175,9 @@ class Pipeline:
         names = ("environment", "replay", "network", "metrics")
         ports = {name: str(free_port()) for name in names}
         at = {name: f"localhost:{port}" for name, port in ports.items()}
-        self._metrics = f"http://{at['metrics']}/metrics"
-        model = ["--model-name=muprover", f"--model-base-path={self._folder / 'model'}"]
+        scheme = "https" if self._variables else "http"
+        self._metrics = f"{scheme}://{at['metrics']}/metrics"
+        model = ["--model-name=muprover", f"--model-base-path={self._models / 'model'}"]
         model += ["--enable-serialization-as-tensor-content"]  # as in every run
         self._start("network", "--port", ports["network"], "--rest-api-port=0", *model)
         game = ["--game", self._args.game]
@@ -169,7 +233,7 @@ class Pipeline:
 
     def _start(self, component: str, *options: str) -> None:
         log = open(self._folder / f"{component}.log", "wb")  # noqa: SIM115 - the process's
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"} | self._variables
         command = [*MUPROVER, component, *options]
         self._processes[component] = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment
@@ -196,7 +260,9 @@ class Pipeline:
             if process.poll() is not None:
                 raise SystemExit((self._folder / f"{name}.log").read_text())
         try:
-            text = urllib.request.urlopen(self._metrics, timeout=5).read().decode()
+            context = ssl._create_unverified_context() if self._variables else None
+            page = urllib.request.urlopen(self._metrics, timeout=5, context=context)
+            text = page.read().decode()
         except OSError:
             return 0.0  # not up yet
         name = "muprover_agent_simulations_total "
