@@ -115,6 +115,16 @@ def test_a_network_server_beside_an_agent_is_asked_too(api, capsys):
     assert "served 7" in capsys.readouterr().out
 
 
+def test_components_that_speak_tls_are_asked_over_it(api, capsys):
+    (container,) = api.objects["pods"]["r-muprover-trainer-0"]["spec"]["containers"]
+    container["env"] = [{"name": "MUPROVER_TLS", "value": "/etc/muprover/tls"}]
+    del api.answers["r-muprover-trainer-0:9090", "metrics"]
+    told = "muprover_trainer_steps 7\n"
+    api.answers["https:r-muprover-trainer-0:9090", "metrics"] = told
+    muprover(api, "status", "--seconds", "0.05", "--json")
+    assert json.loads(capsys.readouterr().out)["training_step"] == 7
+
+
 # scale
 
 

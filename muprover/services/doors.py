@@ -1,5 +1,5 @@
-"""The ports of servers, locked as `locks` says: gRPC with `open_port` and `interceptor`, HTTP with
-`TlsContext` and `may_enter`."""
+"""The ports of servers, locked as `locks` says: gRPC with `interceptors` and `open_port`, HTTP with
+`TlsContext`."""
 
 from __future__ import annotations
 
