@@ -140,7 +140,9 @@ restartPolicy: Always
 - {{ . | quote }}
 {{- end }}
 - --enable-serialization-as-tensor-content
-{{ include "muprover.healthArgs" (include "muprover.networkHealth" . | fromYaml | merge (dict "root" .root)) }}
+{{- with include "muprover.healthArgs" (include "muprover.networkHealth" . | fromYaml | merge (dict "root" .root)) }}
+{{ . }}
+{{- end }}
 {{ include "muprover.operationArgs" (merge (dict "metricsPort" (include "muprover.networkMetricsPort" .)) .) }}
 {{- end }}
 
@@ -150,7 +152,9 @@ ports:
   - {name: grpc, number: {{ .root.Values.network.ports.grpc }}}
   - {name: rest, number: {{ .root.Values.network.ports.rest }}}
   {{- $health := include "muprover.networkHealth" . | fromYaml | merge (dict "root" .root) }}
-  {{- include "muprover.healthPorts" $health | nindent 2 }}
+  {{- with include "muprover.healthPorts" $health }}
+  {{- . | trim | nindent 2 }}
+  {{- end }}
   {{- if .root.Values.metrics.enabled }}
   - {name: {{ .metricsName }}, number: {{ include "muprover.networkMetricsPort" . }}}
   {{- end }}

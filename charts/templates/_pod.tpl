@@ -96,7 +96,9 @@ spec:
     {{- end }}
     {{- end }}
     {{- if ne .name "tensorboard" }}
-    {{- include "muprover.locksVolumes" $root | nindent 4 }}
+    {{- with include "muprover.locksVolumes" $root }}
+    {{- . | trim | nindent 4 }}
+    {{- end }}
     {{- end }}
     {{- with .volumes }}
     {{- toYaml . | nindent 4 }}
@@ -132,7 +134,9 @@ env:
       fieldRef:
         fieldPath: metadata.name
   {{- if ne .name "tensorboard" }}
-  {{- include "muprover.locksEnv" $root | nindent 2 }}
+  {{- with include "muprover.locksEnv" $root }}
+  {{- . | trim | nindent 2 }}
+  {{- end }}
   {{- end }}
   {{- with concat (default list $own.env) $values.extraEnv }}
   {{- tpl (toYaml .) $root | nindent 2 }}
@@ -173,7 +177,9 @@ volumeMounts:
   {{- end }}
   {{- end }}
   {{- if ne .name "tensorboard" }}
-  {{- include "muprover.locksMounts" $root | nindent 2 }}
+  {{- with include "muprover.locksMounts" $root }}
+  {{- . | trim | nindent 2 }}
+  {{- end }}
   {{- end }}
   {{- with concat (default list $own.volumeMounts) $values.extraVolumeMounts }}
   {{- tpl (toYaml .) $root | nindent 2 }}
