@@ -69,7 +69,7 @@ class RestServer:
         self._manager = manager
         self._predictor = predictor
         self._metrics = metrics
-        asks = [] if only_tells or self._locks.tokens is None else [self._ask_for_token]
+        asks: list[Any] = [] if only_tells or self._locks.tokens is None else [self._ask_for_token]
         app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=asks)
         for path in dict.fromkeys(metrics_paths):
             app.router.add_get(path, self._get_metrics)
