@@ -146,7 +146,7 @@ def test_who_does_not_read_answers_is_left(tmp_path, monkeypatch):
                 assert len(next(batches).weight) == 8
             assert time.monotonic() - start < SERVED_SECONDS
             until(lambda: not any(call.is_active() for call in calls))
-            assert {call.code() for call in calls} == {ABORTED}
+            assert grpc.StatusCode.OK not in {call.code() for call in calls}
 
 
 def test_games_that_wait_for_the_disk_are_bounded(tmp_path, monkeypatch):
@@ -161,15 +161,16 @@ def test_games_that_wait_for_the_disk_are_bounded(tmp_path, monkeypatch):
 
 
 def test_calls_that_never_send_their_request_leave_threads_for_others(monkeypatch):
-    """Each holds a thread of a `ThreadedServer`; one connection does not get them all."""
+    """Each holds a thread of a `ThreadedServer`; one client (on `localhost` it has two connections)
+    does not get them all."""
     assert 2 * server.FEWER["grpc.max_concurrent_streams"] <= server.MAX_THREADS
     fewer = dict(server.THREADED_OPTIONS) | {"grpc.max_concurrent_streams": 8}
     monkeypatch.setattr(server, "THREADED_OPTIONS", list(fewer.items()))
-    monkeypatch.setattr(server, "MAX_THREADS", 12)
+    monkeypatch.setattr(server, "MAX_THREADS", 18)
     with threaded_server() as address, open_channel(address) as bad:
         silent = Silent()
         check = bad.stream_unary("/grpc.health.v1.Health/Check")
-        calls = [check.future(silent) for _ in range(20)]
+        calls = [check.future(silent) for _ in range(40)]
         time.sleep(1.0)
         own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
         with grpc.insecure_channel(address, options=own) as channel:
@@ -232,7 +233,7 @@ time.sleep(600)
 
 def test_the_games_of_a_client_that_is_gone_without_a_word_are_freed(monkeypatch):
     """It is stopped (SIGSTOP): its connection stays, but nobody answers on it."""
-    quick = {"grpc.keepalive_time_ms": 1000, "grpc.keepalive_timeout_ms": 5000}
+    quick = {"grpc.keepalive_time_ms": 1000, "grpc.http2.ping_timeout_ms": 5000}
     monkeypatch.setattr(server, "SERVER_OPTIONS", list((dict(SERVER_OPTIONS) | quick).items()))
     with environment_server("tictactoe") as address, good_agent(address) as play:
         before = open_streams()

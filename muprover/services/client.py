@@ -16,7 +16,8 @@ CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),  # after two, it would wait for ever for an answer
+    ("grpc.http2.ping_timeout_ms", 10_000),  # or else it would wait a minute for an answer
+    ("grpc.http2.max_pings_without_data", 0),  # streams that wait for an answer send none
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.lb_policy_name", "round_robin"),

@@ -107,7 +107,7 @@ class EnvironmentServicer(environment_pb2_grpc.EnvironmentServiceServicer):
             async for request in spoken(requests):
                 self._hold(held, request)
                 answer = await self._answer(worker, stream, request)
-                async with being_read():
+                async with being_read(context):
                     await context.write(answer)
         finally:
             worker.close(stream)

@@ -127,7 +127,7 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         async with in_words(context):
             async for request in spoken(requests):
                 answer = await self.Add(request, context)
-                async with being_read():
+                async with being_read(context):
                     await context.write(answer)
 
     async def Admit(
@@ -142,7 +142,7 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
             with self._samplers.take():
                 async for request in spoken(requests):
                     response = await self._next_sample(request.batch_size)
-                    async with being_read():
+                    async with being_read(context):
                         await context.write(response)
 
     async def _next_sample(self, size: int) -> replay_pb2.SampleResponse:
@@ -180,7 +180,7 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
             with self._copies.take():
                 while some := await asyncio.to_thread(lambda: list(islice(games, GAMES_AT_ONCE))):
                     for game in some:
-                        async with being_read():
+                        async with being_read(context):
                             await context.write(game)
 
     async def Restore(

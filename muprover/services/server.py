@@ -41,7 +41,8 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),  # of streams that pause, clients may be gone too
+    ("grpc.http2.ping_timeout_ms", 10_000),  # or else it would wait a minute for an answer
+    ("grpc.http2.max_pings_without_data", 0),  # clients of streams that pause may be gone, too
     ("grpc.max_connection_age_ms", 60_000),  # then clients look up who else serves; streams go on
     ("grpc.max_concurrent_streams", 1024),  # of one connection; more wait in the client
     ("grpc.server_handshake_timeout_ms", 20_000),  # for connections that say nothing
