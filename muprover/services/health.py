@@ -21,13 +21,8 @@ class HealthPort:
     otherwise, but for the entry `ALIVE`."""
 
     def __init__(self, port: int, host: str = "[::]") -> None:
-from muprover.services.health_servicers import ThreadedHealth
-from muprover.services.server import ALIVE, SERVER_OPTIONS, PortError
-
-THREADS = 64
-# Even who asks nothing holds a thread: few of one connection, and not for long.
-FEWER = {"grpc.max_concurrent_streams": 8, "grpc.max_connection_age_grace_ms": 30_000}
-OPTIONS = list((dict(SERVER_OPTIONS) | FEWER).items())
+        self._server = grpc.server(ThreadPoolExecutor(THREADS), options=OPTIONS)
+        self._health = ThreadedHealth()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
             self.port = self._server.add_insecure_port(f"{host}:{port}")
