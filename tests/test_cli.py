@@ -100,8 +100,7 @@ def test_underscores_in_options_are_dashes(given, meant):
         (["environment", "check", "nowhere"], "given 'nowhere'; an address is HOST:PORT"),
         (["replay", "backup", "h:99999", "--game", "tictactoe", "--file", "f"], "1 to 65535"),
         (
-            [*("replay", "--game", "tictactoe", "--host", "localhost", "--port", "0")]
-            + ["--logdir", "/proc/no"],
+            ["replay", "--game=tictactoe", "--host=localhost", "--port=0", "--logdir=/proc/no"],
             "/proc/no",
         ),
         (["run", "--game", "tictactoe", "--folder", "/proc/no/run"], "/proc/no/run"),
