@@ -210,7 +210,7 @@ class ModelPort:
             return
         servicer = ModelRepositoryServicer(folder)
         models_pb2_grpc.add_ModelRepositoryServiceServicer_to_server(servicer, server.grpc)
-        async with server.running():
+        async with server.running(grace=0.5):
             await server.set_serving(True)
             opened.set_result(server.port)
             following = asyncio.create_task(servicer.follow())
