@@ -70,7 +70,7 @@ print([load_game(name).name for name in game_names()] == game_names())
 def test_services_know_nothing_of_the_model_nor_anybody_of_the_command_line() -> None:
     code = f"""
 import {", ".join(name for name in light_modules() if name.startswith("muprover.services."))}
-print([name for name in sys.modules if name.startswith(("muprover.model", "muprover.cli"))])
+print([name for name in sys.modules if name.startswith(("muprover.model.", "muprover.cli"))])
 """
     assert run(code) == "[]\n"
 
