@@ -96,10 +96,10 @@ class RestServer:
         return TlsContext.of(self._locks, checked)
 
     @web.middleware
-    async def _ask_for_token(self, request: web.Request, answer: Any) -> web.StreamResponse:
+    async def _ask_for_token(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if refusal := self._locks.refusal_of(request.headers.get("Authorization")):
             return _json_response(json.dumps({"error": refusal}), 401)
-        response: web.StreamResponse = await answer(request)
+        response: web.StreamResponse = await handler(request)
         return response
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
