@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from muprover.commands.cluster import add_cluster
+from muprover.commands.hosts import add_down, add_logs, add_status, add_up
 from muprover.commands.local import add_certificates, add_config, add_games, add_play, add_run
 from muprover.commands.options import EXIT_USAGE, Parser, take_locks
 from muprover.commands.servers import add_environment, add_network, add_pull, add_replay
@@ -28,6 +29,10 @@ COMMANDS = (
     add_pull,
     add_trainer,
     add_agent,
+    add_up,
+    add_status,
+    add_logs,
+    add_down,
     add_cluster,
     add_certificates,
     add_config,
@@ -54,12 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def status_of(error: Exception) -> int | None:
     """The exit status that goes with an error whose message is meant for people; None otherwise."""
     from muprover.cluster.connection import ClusterError
+    from muprover.hosts.connection import HostsError
     from muprover.services.client import ServiceError
     from muprover.services.server import PortError
 
     if isinstance(error, SettingsError | PortError):
         return EXIT_USAGE
-    return EXIT_FAILURE if isinstance(error, ServiceError | ClusterError) else None
+    failures = (ServiceError, ClusterError, HostsError)
+    return EXIT_FAILURE if isinstance(error, failures) else None
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 
@@ -44,12 +44,14 @@ class Layout:
     threads: int | None = None  # of TensorFlow, in trainer and network each; None: as suits them
     log_level: str = "info"
     log_format: str = "text"
+    only: tuple[str, ...] | None = None  # of all components, those on this host
 
     @property
     def names(self) -> list[str]:
         """In the order of their start."""
         agents = [f"agent-{i + 1}" for i in range(self.agents)]
-        return ["replay", "environment", "network", "trainer", "evaluator", *agents]
+        names = ["replay", "environment", "network", "trainer", "evaluator", *agents]
+        return names if self.only is None else [name for name in names if name in self.only]
 
     @property
     def trainer_threads(self) -> int:
@@ -64,32 +66,47 @@ class Layout:
 
 @dataclass(frozen=True)
 class Ports:
-    """Where components of a local run listen."""
+    """Where components listen, and where they find each other."""
 
     environment: int
     replay: int
     network: int
     rest: int
     metrics: dict[str, int]  # by component
+    host: str = "localhost"  # that servers listen on
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # HOST:PORT of servers not here
+    models: int = 0  # where the trainer gives its versions to a network server elsewhere
 
     @classmethod
     def choose(cls, layout: Layout) -> Ports:
         environment, replay, network, rest, *others = free_ports(4 + len(layout.names))
         return cls(environment, replay, network, rest, dict(zip(layout.names, others, strict=True)))
 
+    def address(self, server: str) -> str:
+        return self.elsewhere.get(server) or f"localhost:{getattr(self, server)}"
+
 
 def make_components(
-    layout: Layout, ports: Ports, folder: RunFolder, config: Config, seed: int, chance: int
+    layout: Layout,
+    ports: Ports,
+    folder: RunFolder,
+    config: Config,
+    seed: int,
+    chance: int | None,
 ) -> list[Component]:
     """The components in the order of their start; writes the network server's files.
 
-    seed: of the run. chance: of what must differ in each session of it.
+    seed: of the run. chance: of what must differ in each session of it; None: drawn by each
+    process.
     """
-    files = write_serving_files(layout, ports, folder, config)
-    commands = _commands(layout, ports, folder, files, seed, chance)
+    commands = _commands(layout, ports, folder, seed, chance)
+    if "network" in layout.names:
+        files = write_serving_files(layout, ports, folder, config)
+        commands["network"] = _network_command(layout, ports, files)
     everywhere = ["--log-level", layout.log_level, "--log-format", layout.log_format]
     environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment |= dict.fromkeys((TLS, TLS_CLIENTS, TOKEN_FILE), "")  # nobody else gets in here
+    if ports.host == "localhost":  # nobody else gets in here
+        environment |= dict.fromkeys((TLS, TLS_CLIENTS, TOKEN_FILE), "")
     return [
         Component(
             name,
@@ -106,36 +123,28 @@ def _commands(
     layout: Layout,
     ports: Ports,
     folder: RunFolder,
-    files: dict[str, Path],
     seed: int,
-    chance: int,
+    chance: int | None,
 ) -> dict[str, list[str]]:
-    """Words after `muprover`, by component."""
+    """Words after `muprover`, by component; all but the network server's."""
     game = ["--game", folder.source, "--config", str(folder.settings)]
-    here = ["--host", "localhost"]
-    same, other = ["--seed", str(seed)], ["--seed", str(chance)]
-    replay = ["--replay-buffer", f"localhost:{ports.replay}"]
-    servers = ["--environment", f"localhost:{ports.environment}"]
-    servers += ["--network", f"localhost:{ports.network}"]
+    here = ["--host", ports.host]
+    same = ["--seed", str(seed)]
+    other = [] if chance is None else ["--seed", str(chance)]
+    replay = ["--replay-buffer", ports.address("replay")]
+    servers = ["--environment", ports.address("environment")]
+    servers += ["--network", ports.address("network")]
     commands = {
         "replay": [
             *("replay", *game, *here, "--port", str(ports.replay)),
             *("--logdir", str(folder.replay), *other),
         ],
         "environment": ["environment", *game, *here, "--port", str(ports.environment)],
-        "network": [
-            *("network", *here, "--port", str(ports.network), "--rest-api-port", str(ports.rest)),
-            *("--model-config-file", str(files[MODELS_CONFIG])),
-            *("--monitoring-config-file", str(files[MONITORING_CONFIG])),
-            *("--enable-batching", "--batching-parameters-file", str(files[BATCHING_CONFIG])),
-            *("--file-system-poll-wait-seconds", POLL_SECONDS),
-            *("--tensorflow-intra-op-parallelism", str(layout.network_threads)),
-            "--enable-serialization-as-tensor-content",
-        ],
         "trainer": [
             *("trainer", *game, *replay, *same, "--min-games", str(layout.min_games)),
             *("--saved-models", str(folder.models), "--logdir", str(folder.path)),
             *("--threads", str(layout.trainer_threads)),
+            *(["--model-port", str(ports.models)] if ports.models else []),
         ],
         "evaluator": [
             *("evaluate", *game, *servers, *same, "--watch"),
@@ -154,6 +163,21 @@ def _metrics(name: str, ports: Ports) -> list[str]:
     """Where a component tells its figures: on this machine only. Servers have one host for all."""
     here = [] if name in ("replay", "environment", "network") else ["--metrics-host", "localhost"]
     return ["--metrics-port", str(ports.metrics[name]), *here]
+
+
+def _network_command(layout: Layout, ports: Ports, files: dict[str, Path]) -> list[str]:
+    source = ports.elsewhere.get("models")
+    return [
+        *("network", "--host", ports.host),
+        *("--port", str(ports.network), "--rest-api-port", str(ports.rest)),
+        *("--model-config-file", str(files[MODELS_CONFIG])),
+        *("--monitoring-config-file", str(files[MONITORING_CONFIG])),
+        *("--enable-batching", "--batching-parameters-file", str(files[BATCHING_CONFIG])),
+        *("--file-system-poll-wait-seconds", POLL_SECONDS),
+        *("--tensorflow-intra-op-parallelism", str(layout.network_threads)),
+        "--enable-serialization-as-tensor-content",
+        *(["--model-source", source] if source else []),
+    ]
 
 
 def write_serving_files(
@@ -196,13 +220,21 @@ def free_ports(number: int) -> list[int]:
 
 def _free(candidates: Iterator[int]) -> Iterator[int]:
     for port in islice(candidates, NUM_PORTS):
-        try:
-            with socket.create_server(
-                ("", port),
-                family=socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET,
-                dualstack_ipv6=socket.has_dualstack_ipv6(),
-            ):
-                pass
-        except OSError:
-            continue
-        yield port
+        if can_listen(port):
+            yield port
+
+
+def can_listen(port: int) -> bool:
+    """Whether nobody listens on it now, and we may."""
+    try:
+        with listen_everywhere(port):
+            return True
+    except OSError:
+        return False
+
+
+def listen_everywhere(port: int) -> socket.socket:
+    """On all addresses of this machine."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", port), family=family, dualstack_ipv6=both)

@@ -63,7 +63,7 @@ class Monitor:
     def __init__(self, metrics_ports: Mapping[str, int], evaluations: Path) -> None:
         self._ports = metrics_ports
         self._evaluations = EvaluationLog(evaluations)
-        self._history: list[Snapshot] = []
+        self._history = History()
         self._threads = ThreadPoolExecutor(len(metrics_ports), "scrape")
 
     def read(self, seconds: float) -> Snapshot:
@@ -71,43 +71,53 @@ class Monitor:
         scraped = dict(
             zip(self._ports, self._threads.map(scrape, self._ports.values()), strict=True)
         )
-        of: dict[str, Metrics] = {name.rstrip("0123456789-"): {} for name in scraped}
-        for name, metrics in scraped.items():  # agents are summed
-            total = of[name.rstrip("0123456789-")]
-            for metric, value in metrics.items():
-                total[metric] = total.get(metric, 0.0) + value
-        replay, trainer = of.get("replay", {}), of.get("trainer", {})
-        agent, network = of.get("agent", {}), of.get("network", {})
-        now = Snapshot(
-            seconds=seconds,
-            games=replay.get("muprover_replay_inserted_games_total"),
-            moves=agent.get("muprover_agent_moves_total"),
-            simulations=agent.get("muprover_agent_simulations_total"),
-            steps=trainer.get("muprover_trainer_steps"),
-            loss=trainer.get('muprover_trainer_loss{part="total"}'),
-            samples_per_insert=replay.get("muprover_replay_samples_per_insert"),
-            model_version=_any(network, "muprover_network_loaded_version"),
-            model_age=_any(network, "muprover_network_version_age_seconds"),
-            evaluation=self.evaluation(),
-        )
-        now.rates = self._rates(now)
-        return now
+        return self._history.add(combine(scraped, seconds, self.evaluation()))
 
     def evaluation(self) -> dict[str, Any]:
         """The newest of this session."""
         return self._evaluations.newest()
 
-    def _rates(self, now: Snapshot) -> dict[str, float]:
-        self._history = [s for s in self._history if now.seconds - s.seconds < RATE_SECONDS]
-        rates = {}
+
+class History:
+    """The snapshots of the last seconds, from which rates are told."""
+
+    def __init__(self) -> None:
+        self._snapshots: list[Snapshot] = []
+
+    def add(self, now: Snapshot) -> Snapshot:
+        """The newest, with its rates."""
+        self._snapshots = [s for s in self._snapshots if now.seconds - s.seconds < RATE_SECONDS]
         for name in ("games", "moves", "simulations", "steps"):
             value = getattr(now, name)
-            known = [s for s in self._history if getattr(s, name) is not None]
+            known = [s for s in self._snapshots if getattr(s, name) is not None]
             if value is not None and known and now.seconds > known[0].seconds:
                 rise = value - getattr(known[0], name)
-                rates[name] = max(0.0, rise) / (now.seconds - known[0].seconds)
-        self._history.append(now)
-        return rates
+                now.rates[name] = max(0.0, rise) / (now.seconds - known[0].seconds)
+        self._snapshots.append(now)
+        return now
+
+
+def combine(scraped: Mapping[str, Metrics], seconds: float, evaluation: dict[str, Any]) -> Snapshot:
+    """What the metrics of a run's components, by name, say together."""
+    of: dict[str, Metrics] = {name.rstrip("0123456789-"): {} for name in scraped}
+    for name, metrics in scraped.items():  # agents are summed
+        total = of[name.rstrip("0123456789-")]
+        for metric, value in metrics.items():
+            total[metric] = total.get(metric, 0.0) + value
+    replay, trainer = of.get("replay", {}), of.get("trainer", {})
+    agent, network = of.get("agent", {}), of.get("network", {})
+    return Snapshot(
+        seconds=seconds,
+        games=replay.get("muprover_replay_inserted_games_total"),
+        moves=agent.get("muprover_agent_moves_total"),
+        simulations=agent.get("muprover_agent_simulations_total"),
+        steps=trainer.get("muprover_trainer_steps"),
+        loss=trainer.get('muprover_trainer_loss{part="total"}'),
+        samples_per_insert=replay.get("muprover_replay_samples_per_insert"),
+        model_version=_any(network, "muprover_network_loaded_version"),
+        model_age=_any(network, "muprover_network_version_age_seconds"),
+        evaluation=evaluation,
+    )
 
 
 class EvaluationLog:

@@ -130,13 +130,23 @@ class RunFolder:
         Whoever inherits that holds the folder too: a session cannot begin while components of the
         one before are still ending.
         """
-        with (self.path / "lock").open("a") as file:
-            deadline = time.monotonic() + LOCK_SECONDS
-            while not _try_lock(file.fileno()):
-                if time.monotonic() > deadline:
-                    raise SettingsError(f"another `muprover run` is going on in {self.path}")
-                time.sleep(0.2)  # no event tells that a lock is free
-            yield file.fileno()
+        with locked(self.path / "lock", f"another run is going on in {self.path}") as file:
+            yield file
+
+
+@contextmanager
+def locked(path: Path, otherwise: str, shared: bool = False) -> Iterator[int]:
+    """Holds the lock at `path`, alone or with others that share it; yields its file descriptor.
+
+    otherwise: what is said where it cannot be had for long.
+    """
+    with path.open("a") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not try_lock(file.fileno(), shared):
+            if time.monotonic() > deadline:
+                raise SettingsError(otherwise)
+            time.sleep(0.2)  # no event tells that a lock is free
+        yield file.fileno()
 
 
 def new_folder(runs: Path, name: str | None, game: str) -> RunFolder:
@@ -178,9 +188,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _try_lock(file: int) -> bool:
+def try_lock(file: int, shared: bool = False) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -72,6 +72,7 @@ class Supervisor:
 
     components: list[Component] = field(default_factory=list)
     tell: Callable[[str], None] = log.warning  # what people should know
+    gives_up: bool = True  # where nobody watches, it is better to go on trying
     _keep: int | None = None
 
     def start(self, keep: int | None = None) -> None:
@@ -91,14 +92,24 @@ class Supervisor:
             elif process.poll() is not None and not component.is_done:
                 self._on_exit(component, process.returncode)
 
-    def stop(self) -> None:
-        """Ends everything: each group is told, then waited for, before the next one."""
-        for group in _in_groups(reversed(self.components)):
+    def stop(self, components: Sequence[Component] | None = None) -> None:
+        """Ends everything, or these: each group is told, then waited for, before the next one."""
+        for group in _in_groups(reversed(self.components if components is None else components)):
             for component in group:
                 _signal(component, signal.SIGTERM)
             deadline = time.monotonic() + max(c.grace_seconds for c in group)
             for component in group:
                 self._await(component, deadline)
+
+    def replace(self, components: Sequence[Component]) -> None:
+        """Ends what is not among these, starts what is new; what is the same is left alone."""
+        running = {c.name: c for c in self.components}
+        kept = {c.name: running[c.name] for c in components if _is_same(c, running.get(c.name))}
+        self.stop([c for c in self.components if c.name not in kept])
+        self.components = [kept.get(c.name, c) for c in components]
+        for component in self.components:
+            if component.name not in kept:
+                component.start(self._keep)
 
     def kill(self) -> None:
         """Ends everything at once."""
@@ -119,7 +130,7 @@ class Supervisor:
         soon = SOON_KILLED_SECONDS if status < 0 else SOON_SECONDS
         component.crashes = component.crashes + 1 if alive < soon else 1
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
-        if status == 2 or component.crashes >= CRASHES:
+        if self.gives_up and (status == 2 or component.crashes >= CRASHES):
             raise ComponentError(
                 f"{component.name} ended with {how}, {component.crashes} time(s) in a row; "
                 f"the last of {component.log}:\n{component.tail()}"
@@ -138,6 +149,13 @@ class Supervisor:
             self.tell(f"{component.name} did not end in time and is killed")
             _kill_group(component)
             component.process.wait()
+
+
+def _is_same(one: Component, other: Component | None) -> bool:
+    def facts(component: Component) -> tuple[object, ...]:
+        return list(component.arguments), dict(component.environment), component.log
+
+    return other is not None and facts(one) == facts(other)
 
 
 def _in_groups(components: Iterable[Component]) -> list[list[Component]]:

@@ -81,10 +81,11 @@ class CommandBuilder:
         indented = "\n".join(f"  {line}" for line in lines)
         self.parser.epilog = f"examples:\n{indented}"
 
-    def game(self, required: bool = True) -> Self:
+    def game(self, *short: str, required: bool = True) -> Self:
         """The options from which `load_game` makes the game and its settings."""
         self.group("game and settings")
         self.add(
+            *short,
             "--game",
             required=required,
             metavar="G",

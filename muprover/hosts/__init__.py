@@ -1,0 +1,1 @@
+"""MuProver on several hosts that are reached by ssh: one launcher, one supervisor a host."""
