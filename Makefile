@@ -17,10 +17,12 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test cluster-test lint protos bench proof images chart clean
+.PHONY: help setup run test cluster-test lint protos bench proof hosts-proof images chart clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(RUN_READY)  ## Set up .venv with MuProver, and nothing else.
 
 run: $(RUN_READY)  ## Train GAME until its goal is met: make run GAME=tictactoe ARGS="--seed 1".
 	@$(BIN)/muprover run --game $(GAME) $(ARGS)
@@ -43,6 +45,9 @@ bench: $(TEST_READY)  ## Measure search, serving, self-play, replay and training
 
 proof: $(RUN_READY)  ## Train GAME to its goal with each of SEEDS seeds, and report every run.
 	@$(BIN)/python tests/benchmarks/proof.py --game $(GAME) --seeds $(SEEDS) $(ARGS)
+
+hosts-proof: $(RUN_READY)  ## Train on three hosts (network namespaces, sshd), as README says.
+	@$(BIN)/python tests/benchmarks/three_hosts.py $(ARGS)
 
 images:  ## Build an image of each component: make images REGISTRY=localhost TAG=0.1.0 GPU=1.
 	@docker/build.sh

@@ -58,7 +58,7 @@ def _own_ports(layout: Layout, servers: Mapping[str, int], before: Tree) -> dict
 
 
 def _link_versions(place: Place, layout: Layout) -> None:
-    """Lets the run's folder have models in it, for people: those of the trainer, if it sees them."""
+    """Lets people find models in the run's folder: those of the trainer, if they are here."""
     versions, name = place.versions(layout.names), place.folder.models
     if versions is None:
         return

@@ -1,0 +1,241 @@
+"""hosts.config, and what is said before anything is started on the hosts that it names."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import muprover.supervisor as supervision
+from muprover.cli import main
+from muprover.components import free_ports
+from muprover.config import SettingsError
+from muprover.hosts.connection import Connections, HostsError, read_answer
+from muprover.hosts.hostsfile import EXAMPLE, parse_hosts
+from muprover.hosts.on_host import LogFile
+from muprover.hosts.place import Place
+from muprover.hosts.preflight import Plan, choose_python
+from muprover.supervisor import Component, Supervisor
+
+THREE = """\
+environment me@one:50000   # the port
+replay      me@one:50001
+network     two:50002
+training    three:100      # after the original
+agent       localhost:2
+agent       two:1
+evaluator   me@one
+"""
+
+
+def plan(text: str) -> Plan:
+    return Plan(parse_hosts(text, "hosts.config"), "run", "dir", "models", 50004, None)
+
+
+def test_each_host_has_its_components_and_agents_are_numbered_through():
+    hosts = parse_hosts(THREE, "hosts.config")
+    assert hosts.names == ["me@one", "two", "three", "localhost"]
+    assert hosts.components("me@one") == ["environment", "replay", "evaluator"]
+    assert hosts.components("two") == ["network", "agent-3"]
+    assert hosts.components("localhost") == ["agent-1", "agent-2"]
+    assert hosts.line("trainer").number == 100
+    assert hosts.ports("me@one") == {"environment": 50000, "replay": 50001}
+
+
+def test_hosts_are_asked_for_the_servers_that_their_components_call():
+    three = plan(THREE)
+    assert three.partners("localhost") == ["environment", "network", "replay"]
+    assert three.partners("two") == ["environment", "models", "replay"]
+    assert three.partners("three") == ["replay"]
+    assert three.partners("me@one") == ["network"]
+    assert three.servers("three") == {"models": 50004}
+    one = plan(EXAMPLE)
+    assert one.is_one_host
+    assert one.partners("localhost") == []
+    assert "models" not in one.servers("localhost")
+
+
+def test_every_wrong_line_is_named_with_what_is_wrong():
+    wrong = {
+        "replay localhost:50000": "port 50000 is that of environment, in line 1",
+        "agnet localhost:1": "no service agnet; did you mean agent?",
+        "agent localhost": "no number after localhost: it is a number of agents",
+        "agent me@other:0": "'0' after me@other: it is a number of agents, from 1",
+        "network a b:5": "a line is `service host:number`",
+        "network -oProxyCommand=sh:5": "is no host",
+        "network two:99999": "'99999' after two: it is a port, from 1 to 65535",
+        "environment two:50001": "a second environment; the first is in line 1",
+        "trainer me@localhost:1": "line 1 calls the same host localhost; write it one way",
+        "evaluator localhost:2": "it is always 1, and may be left out",
+    }
+    text = "\n".join(["environment localhost:50000", "# nothing wrong here", *wrong])
+    with pytest.raises(SettingsError) as caught:
+        parse_hosts(text, "hosts.config")
+    first, *told = str(caught.value).splitlines()
+    assert first == "hosts.config cannot be used:"
+    assert len(told) == len(wrong)
+    for place, (line, words), said in zip(range(3, 99), wrong.items(), told, strict=False):
+        assert said.strip().startswith(f"line {place} (`{line}`): ")
+        assert words in said
+
+
+def test_services_without_a_line_are_named():
+    with pytest.raises(SettingsError) as caught:
+        parse_hosts("environment localhost:50000\n", "hosts.config")
+    told = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    missing = ["replay", "network", "trainer", "agent"]  # the evaluator may be left out
+    assert told == [f"there is no line for {service}" for service in missing]
+
+
+def test_addresses_with_colons_keep_their_brackets():
+    text = THREE.replace("two", "[fe80::1]").replace("three", "10.0.0.3")
+    hosts = parse_hosts(text, "hosts.config")
+    assert hosts.line("network").host == "[fe80::1]"
+    assert hosts.line("trainer").host == "10.0.0.3"
+
+
+def test_a_sample_is_written_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["up", "--example"]) == 0
+    assert parse_hosts(Path("hosts.config").read_text(), "hosts.config").has("evaluator")
+    Path("hosts.config").write_text("mine")
+    assert main(["up", "--example"]) == 2
+    assert "hosts.config is there already" in capsys.readouterr().err
+    assert Path("hosts.config").read_text() == "mine"
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """Where this machine remembers runs."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def hosts_file(folder: Path, ports: list[int], agent: str) -> Path:
+    path = folder / "hosts.config"
+    servers = zip(("environment", "replay", "network"), ports, strict=True)
+    lines = [f"{service} localhost:{port}" for service, port in servers]
+    path.write_text("\n".join([*lines, "trainer localhost:1", f"agent {agent}:1"]))
+    return path
+
+
+def up(folder: Path, file: Path, *more: str) -> int:
+    where = ["-c", str(file), "-r", str(folder / "dir"), "-n", "run"]
+    return main(["up", "-g", "tictactoe", *where, *more])
+
+
+@pytest.mark.skipif(not shutil.which("ssh"), reason="needs ssh")
+def test_all_that_is_wrong_is_said_at_once_and_nothing_is_started(tmp_path, state, capsys):
+    ports = free_ports(3)
+    other = tmp_path / "dir" / "runs" / "run"
+    other.mkdir(parents=True)
+    (other / "thesis.tex").write_text("\\dots")
+    with socket.create_server(("", ports[0])), socket.create_server(("", ports[1])):
+        file = hosts_file(tmp_path, ports, "nobody@127.0.0.1")
+        assert up(tmp_path, file, "--set", "search.num_simulations=7") == 1
+    told = capsys.readouterr().err
+    assert "nothing was started:" in told
+    assert f"localhost: port {ports[0]} (environment) is in use" in told
+    assert f"localhost: port {ports[1]} (replay) is in use" in told
+    assert f"localhost: {other} is not empty and holds no run" in told
+    assert "nobody@127.0.0.1: cannot be reached: " in told
+    assert list(other.iterdir()) == [other / "thesis.tex"]
+    assert not state.exists()
+
+
+def test_a_missing_python_is_named(tmp_path, state, capsys):
+    file = hosts_file(tmp_path, free_ports(3), "localhost")
+    assert up(tmp_path, file, "--python", "/no/such/python") == 1
+    assert "localhost: no Python was found; looked for /no/such/python" in capsys.readouterr().err
+
+
+def test_the_python_that_fits_is_taken_and_others_are_explained():
+    ours = metadata.version("muprover")
+    old, bare = ["/old", [3, 9], ours], ["/bare", [3, 12], None]
+    assert choose_python([old, bare, ["/mine", [3, 11], ours]], []) == "/mine"
+    for found, words in [
+        ([old], "/old is Python 3.9; MuProver needs 3.11 or newer"),
+        ([bare], f"/bare has no MuProver: /bare -m pip install 'muprover[all]=={ours}'"),
+        ([["/other", [3, 11], "0.0.1"]], f"/other has MuProver 0.0.1, but here is {ours}"),
+        ([], "no Python was found; looked for python3"),
+    ]:
+        with pytest.raises(HostsError, match="^" + words.replace("[", "\\[")):
+            choose_python(found, ["python3"])
+
+
+def test_a_game_that_does_not_start_there_is_explained(tmp_path, state, capsys):
+    game = tmp_path / "mine.py"
+    game.write_text(
+        "from muprover.games.tictactoe import *\n"
+        "def make_environment(): raise OSError('no board in the drawer')\n"
+    )
+    file = hosts_file(tmp_path, free_ports(3), "localhost")
+    where = ["-c", str(file), "-r", str(tmp_path / "dir"), "-n", "run"]
+    assert main(["up", "-g", str(game), *where]) == 1
+    told = capsys.readouterr().err
+    assert f"localhost: game {game} does not start: OSError: no board in the drawer" in told
+
+
+def test_what_a_shell_says_before_an_answer_does_not_disturb():
+    assert read_answer('Welcome!\n{"pid": 7}\n') == {"pid": 7}
+    with pytest.raises(HostsError, match="answered something else"):
+        read_answer("Welcome!\n")
+
+
+def test_a_host_that_fails_does_not_hide_the_others_answers():
+    def ask(host):
+        if host.name == "two":
+            raise HostsError("is on fire")
+        return host.name
+
+    with Connections(["localhost", "two"]) as connections:
+        answers, wrong = connections.each(ask)
+    assert answers == {"localhost": "localhost"}
+    assert wrong == {"two": "is on fire"}
+
+
+def test_hosts_with_a_common_folder_do_not_write_each_others_files(tmp_path):
+    one, two = (Place(host, "run", str(tmp_path), str(tmp_path / "m")) for host in ("a", "me@b"))
+    assert one.folder == two.folder
+    assert {one.state, one.lock, one.log}.isdisjoint({two.state, two.lock, two.log})
+    assert one.versions(["trainer", "network"]) == tmp_path / "m" / "run"
+    assert two.versions(["network"]) == tmp_path / "m" / "run" / "pulled-b"
+    assert two.versions(["agent-1"]) is None
+
+
+def test_logs_begin_with_their_last_lines_and_come_whole(tmp_path):
+    path = tmp_path / "agent-1.log"
+    path.write_text("1\n2\n3\nhal")
+    log = LogFile(path, 2)
+    assert list(log.new_lines()) == ["3"]
+    with path.open("a") as file:
+        file.write("f\nnext\n")
+    assert list(log.new_lines()) == ["half", "next"]
+    assert list(log.new_lines()) == []
+
+
+def test_new_orders_leave_alone_what_is_the_same(tmp_path, monkeypatch):
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        supervision.subprocess,
+        "Popen",
+        lambda command, **options: start([sys.executable, "-c", command[3]], **options),
+    )
+
+    def component(name: str, more: str = "") -> Component:
+        return Component(name, [f"import time; time.sleep(60){more}"], tmp_path / name)
+
+    supervisor = Supervisor([component("replay"), component("agent-1"), component("agent-2")])
+    supervisor.start()
+    before = {c.name: c.process for c in supervisor.components}
+    supervisor.replace([component("replay"), component("agent-2", "  # now"), component("agent-3")])
+    after = {c.name: c.process for c in supervisor.components}
+    assert list(after) == ["replay", "agent-2", "agent-3"]
+    assert after["replay"] is before["replay"]
+    assert before["replay"].poll() is None
+    assert None not in (before["agent-1"].poll(), before["agent-2"].poll())
+    assert (after["agent-2"].poll(), after["agent-3"].poll()) == (None, None)
+    supervisor.kill()
