@@ -91,7 +91,7 @@ def test_services_without_a_line_are_named():
 
 
 def test_addresses_with_colons_keep_their_brackets():
-    text = THREE.replace("two", "[fe80::1]").replace("three", "10.0.0.3")
+    text = THREE.replace("two:", "[fe80::1]:").replace("three:", "10.0.0.3:")
     hosts = parse_hosts(text, "hosts.config")
     assert hosts.line("network").host == "[fe80::1]"
     assert hosts.line("trainer").host == "10.0.0.3"

@@ -31,8 +31,8 @@ def check(message: Tree) -> Tree:
     """All that is wrong for what this host is to do, in words; and what it has of the run."""
     place = Place(**message["place"])
     components: list[str] = message["components"]
-    running = place.supervisor() is not None
-    mine = set(read_tree(place.orders).get("listens", {}).values()) if running else set()
+    orders = read_tree(place.orders) if place.supervisor() else {}
+    mine = set(orders.get("listens", {}).values())
     problems = [
         *_packages(components),
         *_game(message["game"], "environment" in components),
@@ -41,7 +41,8 @@ def check(message: Tree) -> Tree:
     ]
     return {
         "problems": problems,
-        "running": running,
+        "listens": sorted(mine),  # already
+        "elsewhere": orders.get("elsewhere", {}),
         "run": _stored(place),
         "ssh": os.environ.get("SSH_CONNECTION", "").split(),
     }

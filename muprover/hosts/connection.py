@@ -177,7 +177,7 @@ class Connections:
     """All hosts of a file; their connections are shared by whatever is asked, in a `with`."""
 
     def __init__(self, names: Iterable[str], pythons: Mapping[str, str] | None = None) -> None:
-        self._control = Path(tempfile.mkdtemp(prefix="muprover-ssh-"))
+        self._control = Path(tempfile.mkdtemp(prefix="muprover-ssh-", dir="/tmp"))  # sockets: short
         found = pythons or {}
         self.hosts = [Host(name, self._control, found.get(name, "")) for name in names]
         self._threads = ThreadPoolExecutor(max(1, len(self.hosts)))

@@ -74,6 +74,8 @@ class Daemon:
             return
         self.supervisor.replace([from_tree(tree) for tree in orders["components"]])
         self._orders = orders
+        if self._proven and self._proven["evaluation"].get("goal") != orders["goal"]:
+            self._proven = None  # it was another goal
         names = ", ".join(c.name for c in self.supervisor.components)
         log.info("orders %d: %s", orders["number"], names or "nothing")
 

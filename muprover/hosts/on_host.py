@@ -148,7 +148,7 @@ def logs(message: Tree) -> None:
             if path not in followed:
                 followed[path] = LogFile(path, message["tail"])
             for line in followed[path].new_lines():
-                print(json.dumps([path.stem, line], ensure_ascii=False))
+                print(json.dumps([path.stem, line]))
         sys.stdout.flush()
         if not message["follow"] or gone.wait(LOOK_SECONDS):
             return

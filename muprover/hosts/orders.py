@@ -40,6 +40,7 @@ def write_orders(place: Place, message: Tree) -> int:
         "names": layout.names,
         "components": [to_tree(component) for component in components],
         "listens": {**message["servers"], **({"REST": own["REST"]} if own["REST"] else {})},
+        "elsewhere": message["elsewhere"],
         "metrics": ports.metrics,
         "goal": str(goal) if goal else None,
     }

@@ -178,47 +178,49 @@ def _moved(plan: Plan, findings: Findings) -> Iterator[str]:
 
 
 def _find_addresses(plan: Plan, connections: Connections, findings: Findings) -> None:
-    """By which address each host reaches the servers that it calls; what it cannot is a problem."""
+    """By which address each host reaches the servers that it calls; what it cannot is a problem.
+
+    Where a server is to be started, its host listens meanwhile; one that is at work already is
+    called as before.
+    """
     word = secrets.token_hex(8)
-    listening = [
-        host
-        for host in connections.hosts
-        if plan.servers(host.name) and not findings.answers[host.name]["running"]
-    ]
-    listen_on = {h.name: plan.servers(h.name) for h in listening}
+    fresh = {host.name: _not_yet_at_work(plan, findings, host.name) for host in connections.hosts}
 
     def ask(host: Host) -> dict[str, str]:
-        partners = plan.partners(host.name)
-        if not partners:
-            return {}
-        tried = {s: _candidates(plan, findings, host.name, s) for s in partners}
-        found: dict[str, str] = {}
-        for said in (True, False):  # who listens for this check says the word
-            asked = {s: a for s, a in tried.items() if (plan.where(s) in listen_on) is said}
-            answer = host.ask("connect", {"addresses": asked, "word": word if said else ""})
-            found |= {s: a for s, a in answer.items() if a}
-        for server in partners:
-            if server not in found:
+        tried = {s: _candidates(plan, findings, host.name, s) for s in plan.partners(host.name)}
+        asked = {s: c for s, c in tried.items() if s in fresh[plan.where(s)]}
+        found = host.ask("connect", {"addresses": asked, "word": word}) if asked else {}
+        for server, candidates in tried.items():
+            if server not in asked:
+                before = findings.answers[host.name]["elsewhere"].get(server)
+                found[server] = before if before in candidates else candidates[0]
+            elif not found[server]:
                 findings.problems.append(
                     f"{host.name}: {_called(server)} on {plan.where(server)} cannot be reached "
-                    f"(tried {', '.join(tried[server])}): is a firewall in between?"
+                    f"(tried {', '.join(candidates)}): is a firewall in between?"
                 )
         return found
 
-    with _all_listening(listening, listen_on, word):
+    with _all_listening(connections, fresh, word):
         findings.addresses, wrong = connections.each(ask)
     findings.add(wrong)
 
 
+def _not_yet_at_work(plan: Plan, findings: Findings, host: str) -> dict[str, int]:
+    listens = findings.answers[host]["listens"]
+    return {s: port for s, port in plan.servers(host).items() if port not in listens}
+
+
 @contextmanager
 def _all_listening(
-    hosts: list[Host], ports: dict[str, dict[str, int]], word: str
+    connections: Connections, servers: dict[str, dict[str, int]], word: str
 ) -> Iterator[None]:
-    """Lets hosts listen on the ports of their servers, inside the `with`."""
+    """Lets hosts listen on the ports of these servers, inside the `with`."""
+    hosts = [] if len(servers) == 1 else [h for h in connections.hosts if servers[h.name]]
     with ExitStack() as calls:
         started = [(host, calls.enter_context(host.start("listen"))) for host in hosts]
         for host, call in started:
-            call.send({"ports": list(ports[host.name].values()), "word": word})
+            call.send({"ports": list(servers[host.name].values()), "word": word})
         for host, call in started:
             try:
                 read_answer(next(iter(call.lines()), ""))

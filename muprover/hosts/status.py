@@ -184,7 +184,7 @@ def wait(record: Record, time_limit_minutes: float | None) -> bool:
                 break
             time.sleep(LOOK_SECONDS)  # other hosts; no event tells
     print(
-        f"{verdict(now)}; {now.snapshot.describe()[0][1]} games, "
+        f"{verdict(now)}; {now.snapshot.games or 0:,.0f} games, "
         f"{now.snapshot.steps or 0:,.0f} training steps"
     )
     down(record, print)
