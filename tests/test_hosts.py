@@ -1,5 +1,6 @@
 """hosts.config, and what is said before anything is started on the hosts that it names."""
 
+import re
 import shutil
 import socket
 import subprocess
@@ -13,11 +14,12 @@ import muprover.supervisor as supervision
 from muprover.cli import main
 from muprover.components import free_ports
 from muprover.config import SettingsError
+from muprover.hosts import checks
 from muprover.hosts.connection import Connections, HostsError, read_answer
 from muprover.hosts.hostsfile import EXAMPLE, parse_hosts
 from muprover.hosts.on_host import LogFile
 from muprover.hosts.place import Place
-from muprover.hosts.preflight import Plan, choose_python
+from muprover.hosts.preflight import Findings, Plan, check_moved, choose_python
 from muprover.supervisor import Component, Supervisor
 
 THREE = """\
@@ -144,6 +146,24 @@ def test_all_that_is_wrong_is_said_at_once_and_nothing_is_started(tmp_path, stat
     assert "nobody@127.0.0.1: cannot be reached: " in told
     assert list(other.iterdir()) == [other / "thesis.tex"]
     assert not state.exists()
+
+
+def test_a_full_disk_is_named_before_it_hurts(tmp_path, monkeypatch):
+    place = Place("localhost", "run", str(tmp_path), str(tmp_path / "models"))
+    monkeypatch.setitem(checks.LEAST_FREE, "replay", 9e18)
+    (problem,) = checks.check_folders(place, ["replay", "environment"])
+    assert re.fullmatch(rf"[0-9.]+ GB are free in {tmp_path}; at least 9e\+09 are needed", problem)
+    assert checks.check_folders(place, ["environment"]) == []
+
+
+def test_data_that_lie_on_another_host_are_not_forgotten():
+    stored = {"files": {}, "trainer": True, "replay": False}
+    nothing = {"run": None}
+    findings = Findings({"me@one": nothing, "two": {"run": stored}, "three": nothing})
+    assert list(check_moved(plan(THREE), findings)) == [
+        "three: the run's checkpoints lie on two, in dir/runs/run; name two in the line for "
+        "trainer, or copy that folder"
+    ]
 
 
 def test_a_missing_python_is_named(tmp_path, state, capsys):

@@ -37,7 +37,7 @@ def check(message: Tree) -> Tree:
         *_packages(components),
         *_game(message["game"], "environment" in components),
         *_ports({s: p for s, p in message["servers"].items() if p not in mine}),
-        *_folders(place, components),
+        *check_folders(place, components),
     ]
     return {
         "problems": problems,
@@ -87,7 +87,7 @@ def _ports(servers: dict[str, int]) -> list[str]:
     ]
 
 
-def _folders(place: Place, components: list[str]) -> list[str]:
+def check_folders(place: Place, components: list[str]) -> list[str]:
     least = max(LEAST_FREE.get(name, LEAST_FREE_ELSEWHERE) for name in components)
     versions = place.versions(components)
     problems = []

@@ -142,7 +142,7 @@ def logs(message: Tree) -> None:
     wanted: str | None = message["component"]
     followed: dict[Path, LogFile] = {}
     gone = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), gone.set()), daemon=True).start()
+    threading.Thread(target=_await_silence, args=(gone,), daemon=True).start()
     while True:
         for path in _log_files(place, wanted):
             if path not in followed:
@@ -152,6 +152,12 @@ def logs(message: Tree) -> None:
         sys.stdout.flush()
         if not message["follow"] or gone.wait(LOOK_SECONDS):
             return
+
+
+def _await_silence(gone: threading.Event) -> None:
+    """Sets the event when whoever asked has left."""
+    sys.stdin.read()
+    gone.set()
 
 
 def _log_files(place: Place, wanted: str | None) -> list[Path]:

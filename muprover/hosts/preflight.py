@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -110,9 +111,9 @@ def look_at_all(plan: Plan, connections: Connections, game: Message) -> Findings
 
     findings.answers, wrong = connections.each(ask, [h for h in connections.hosts if h.python])
     findings.add(wrong)
-    for host, answer in findings.answers.items():
-        findings.problems += [f"{host}: {problem}" for problem in answer["problems"]]
-    findings.problems += _moved(plan, findings)
+    for name, answer in findings.answers.items():
+        findings.problems += [f"{name}: {problem}" for problem in answer["problems"]]
+    findings.problems += check_moved(plan, findings)
     if not findings.problems:
         _find_addresses(plan, connections, findings)
     return findings
@@ -163,7 +164,7 @@ def choose_python(found: list[Any], candidates: list[str]) -> str:
     raise HostsError(f"no Python was found; looked for {', '.join(candidates)}")
 
 
-def _moved(plan: Plan, findings: Findings) -> Iterator[str]:
+def check_moved(plan: Plan, findings: Findings) -> Iterator[str]:
     """What a run left on another host than the one that is to go on with it."""
     for component, what in (("trainer", "checkpoints"), ("replay", "games")):
         now = plan.hosts.line(component).host
@@ -238,7 +239,7 @@ def _candidates(plan: Plan, findings: Findings, host: str, server: str) -> list[
     there = plan.where(server)
     port = plan.servers(there)[server]
     if there == "localhost":
-        names = findings.answers[host]["ssh"][:1]
+        names = [*findings.answers[host]["ssh"][:1], socket.gethostname()]
     else:
         names = [machine(there), *findings.answers[there]["ssh"][2:3]]
     bracketed = [f"[{n}]" if ":" in n and not n.startswith("[") else n for n in names]
