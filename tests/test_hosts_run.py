@@ -21,7 +21,7 @@ from muprover.runfolder import RunFolder
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
 ]
 
 NAMES = {"environment", "replay", "network", "trainer", "evaluator", "agent-1"}
@@ -96,8 +96,9 @@ class Runs:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
-    def processes(self) -> dict[str, dict[str, Any]]:
-        return {process["name"]: process for process in self.status()["processes"]}
+    def is_running_again(self, name: str) -> bool:
+        process = by_name(self.status())[name]
+        return process["restarts"] == 1 and process["pid"] is not None
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
@@ -134,21 +135,20 @@ def first(runs) -> dict[str, Any]:
     shown = runs.up_from_terminal(*words)
     runs.wait_for(lambda: (runs.status()["training"]["steps"] or 0) > 60)
     started = runs.status()
-    os.kill(runs.processes()["agent-1"]["pid"], signal.SIGKILL)
-    runs.wait_for(lambda: runs.processes()["agent-1"]["restarts"] == 1)
-    runs.wait_for(lambda: runs.processes()["agent-1"]["pid"] is not None)
+    os.kill(by_name(started)["agent-1"]["pid"], signal.SIGKILL)
+    runs.wait_for(lambda: runs.is_running_again("agent-1"))
     restarted = runs.status()
     table = runs.call("status")
     runs.write_hosts(agents=2)
     again = runs.call(*runs.up_words([]))
     joined = runs.status()
     follower = subprocess.Popen(
-        runs.command("logs", "evaluator", "-f", "--tail", "0"),
+        runs.command("logs", "trainer", "-f", "--tail", "0"),
         env=runs.environment,
         stdout=subprocess.PIPE,
         text=True,
     )
-    followed = follower.stdout.readline()  # of an evaluation that came since
+    followed = follower.stdout.readline()  # of an export, as they are many
     follower.send_signal(signal.SIGINT)
     down = runs.call("down")
     return {
@@ -218,7 +218,7 @@ def test_up_once_more_starts_only_what_is_new(first):
 
 
 def test_logs_are_followed_as_they_are_written(first):
-    assert first["followed"].startswith("evaluator  ")
+    assert first["followed"].startswith("trainer  ")
     assert first["follower"] == 130
     for name in NAMES | {"agent-2", "supervisor-localhost"}:
         assert f"{name}  " in first["logs"]

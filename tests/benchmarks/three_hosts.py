@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -40,6 +41,7 @@ class SkippedError(RuntimeError):
 
 def main() -> int:
     args = parse()
+    settings = [word for setting in args.set for word in ("--set", setting)]
     try:
         require_namespaces()
         require_sshd()
@@ -49,10 +51,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="muprover-hosts-") as folder:
         work = Path(folder)
         with three_hosts(work) as environment:
-            three = prove(work, environment, args.time_limit)
+            three = prove(work, environment, args.time_limit, settings)
         if three is None:
             return 1
-        one = args.one_host or on_one_host(work, args.time_limit)
+        one = args.one_host or on_one_host(work, args.time_limit, settings)
     facts = machine()
     print(
         f"\nthree hosts: proven {three['wall']:.0f} s after the command was given "
@@ -70,6 +72,13 @@ def parse() -> argparse.Namespace:
         "--one-host", type=float, metavar="SECONDS", help="known already: is not run again"
     )
     parser.add_argument("--time-limit", type=float, default=25.0, metavar="MINUTES")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="settings besides what README says, to try the hosts without a proof",
+    )
     return parser.parse_args()
 
 
@@ -202,21 +211,24 @@ def readme() -> tuple[str, dict[str, str]]:
     return hosts, {line.split()[1]: line for line in lines if line.startswith("muprover ")}
 
 
-def prove(work: Path, environment: dict[str, str], minutes: float) -> dict[str, Any] | None:
+def prove(
+    work: Path, environment: dict[str, str], minutes: float, settings: list[str]
+) -> dict[str, Any] | None:
     """Does what README says, shows it, and answers when the proof was there; None: it was not."""
     hosts, commands = readme()
     (work / "hosts.config").write_text(hosts)
     print(hosts, flush=True)
 
-    def call(name: str) -> str:
-        print(f"$ {commands[name]}", flush=True)
-        words = ["sh", "-c", commands[name]]
-        done = subprocess.run(words, cwd=work, env=environment, stdout=subprocess.PIPE, text=True)
-        print(done.stdout, flush=True)
-        return done.stdout
+    def call(name: str, more: str = "") -> int:
+        command = commands[name] + more
+        print(f"$ {command}", flush=True)
+        status = subprocess.run(["sh", "-c", command], cwd=work, env=environment).returncode
+        print(f"({status})\n", flush=True)
+        return status
 
     start = time.monotonic()
-    call("up")
+    if call("up", "".join(f" {shlex.quote(word)}" for word in settings)):
+        return None
     proven, figures = None, {}
     while proven is None and time.monotonic() < start + 60 * minutes:
         time.sleep(POLL_SECONDS)
@@ -252,9 +264,9 @@ def follow_logs(command: str, work: Path, environment: dict[str, str]) -> None:
     print("\n".join([*lines[:5], f"… {len(lines)} lines"]), flush=True)
 
 
-def on_one_host(work: Path, minutes: float) -> float:
+def on_one_host(work: Path, minutes: float, settings: list[str]) -> float:
     """The seconds that `muprover run` takes, from the start of its processes to the same proof."""
-    words = ["run", "--game", "tictactoe", "--folder", str(work / "one")]
+    words = ["run", "--game", "tictactoe", "--folder", str(work / "one"), *settings]
     print(f"$ muprover {' '.join(words)}", flush=True)
     command = [sys.executable, "-m", "muprover.cli", *words, "--time-limit", str(minutes)]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
