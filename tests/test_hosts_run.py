@@ -21,7 +21,7 @@ from muprover.runfolder import RunFolder
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1200),
 ]
 
 NAMES = {"environment", "replay", "network", "trainer", "evaluator", "agent-1"}
@@ -100,7 +100,7 @@ class Runs:
         process = by_name(self.status())[name]
         return process["restarts"] == 1 and process["pid"] is not None
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 240) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 400) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, self.call("logs", "--tail", "30")
