@@ -204,7 +204,7 @@ def user_environment(work: Path, addresses: dict[str, str]) -> dict[str, str]:
 def readme() -> tuple[str, dict[str, str]]:
     """The hosts.config and the commands that README shows, these by their second word."""
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     hosts = next(block for block in blocks if "\nreplay" in block and "alpha:" in block)
     commands = next(block for block in blocks if "muprover up -g" in block)
     lines = [line.partition("#")[0].strip() for line in commands.splitlines()]
