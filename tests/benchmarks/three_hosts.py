@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,15 @@ def pids(host: str) -> list[int]:
     return [int(pid) for pid in run("ip", "netns", "pids", f"muprover-{host}").split()]
 
 
+def components_on(host: str) -> int:
+    """The run's processes there: the supervisor, and what it has started."""
+    commands = []
+    for pid in pids(host):
+        with suppress(OSError):
+            commands.append(Path(f"/proc/{pid}/cmdline").read_text())
+    return sum("muprover.cli" in words or "hosts.daemon" in words for words in commands)
+
+
 def end_processes(host: str) -> None:
     """Whatever is left in a namespace."""
     for pid in pids(host):
@@ -244,8 +254,8 @@ def prove(
     where = {host: sorted(p.name for p in folder(work, host).iterdir()) for host in HOSTS}
     for host, names in where.items():
         print(f"{host} keeps: {', '.join(names)}")
-    left = {host: len(pids(host)) - 1 for host in HOSTS}  # but for sshd
-    print(f"processes left: {left}")
+    left = {host: components_on(host) for host in HOSTS}
+    print(f"components left: {left}")
     if proven is None or any(left.values()):
         return None
     return {"wall": wall, "steps": int(figures["steps"]), "load": load, **proven}
@@ -256,12 +266,16 @@ def folder(work: Path, host: str) -> Path:
 
 
 def follow_logs(command: str, work: Path, environment: dict[str, str]) -> None:
-    """For some seconds, as one would who then presses Ctrl-C."""
+    """For some lines, as one would who then presses Ctrl-C."""
     print(f"$ {command}", flush=True)
-    words = ["timeout", "--signal=INT", "10", *command.split()]
-    done = subprocess.run(words, cwd=work, env=environment, stdout=subprocess.PIPE, text=True)
-    lines = done.stdout.splitlines()
-    print("\n".join([*lines[:5], f"… {len(lines)} lines"]), flush=True)
+    words = ["env", *command.split()]  # so that the signal finds the command, and no shell
+    with subprocess.Popen(
+        words, cwd=work, env=environment, stdout=subprocess.PIPE, text=True
+    ) as logs:
+        assert logs.stdout is not None
+        print("".join(islice(logs.stdout, 20)))
+        logs.send_signal(signal.SIGINT)
+    print(f"({logs.returncode})\n", flush=True)
 
 
 def on_one_host(work: Path, minutes: float, settings: list[str]) -> float:
