@@ -12,12 +12,13 @@ import pytest
 
 import muprover.supervisor as supervision
 from muprover.cli import main
-from muprover.components import free_ports
+from muprover.components import Layout, free_ports
 from muprover.config import SettingsError
 from muprover.hosts import checks
 from muprover.hosts.connection import Connections, HostsError, read_answer
 from muprover.hosts.hostsfile import EXAMPLE, parse_hosts
 from muprover.hosts.on_host import LogFile
+from muprover.hosts.orders import own_ports
 from muprover.hosts.place import Place
 from muprover.hosts.preflight import Findings, Plan, check_moved, choose_python
 from muprover.supervisor import Component, Supervisor
@@ -235,6 +236,18 @@ def test_logs_begin_with_their_last_lines_and_come_whole(tmp_path):
         file.write("f\nnext\n")
     assert list(log.new_lines()) == ["half", "next"]
     assert list(log.new_lines()) == []
+
+
+def test_what_runs_keeps_the_ports_that_were_found_for_it():
+    servers = {"replay": 50001, "network": 50002}
+    first = own_ports(Layout(only=("replay", "network")), servers, {})
+    assert set(first) == {"replay", "network", "REST"}
+    assert len({*first.values(), *servers.values()}) == 5
+    metrics = {name: first[name] for name in ("replay", "network")}
+    before = {"metrics": metrics, "listens": servers | {"REST": first["REST"]}}
+    again = own_ports(Layout(only=("replay", "network", "agent-1")), servers, before)
+    assert {name: again[name] for name in first} == first
+    assert again["agent-1"] not in {*first.values(), *servers.values()}
 
 
 def test_new_orders_leave_alone_what_is_the_same(tmp_path, monkeypatch):

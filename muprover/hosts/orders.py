@@ -19,7 +19,7 @@ def write_orders(place: Place, message: Tree) -> int:
     before = read_tree(place.orders) if place.supervisor() else {}
     layout = Layout(**message["layout"])
     _link_versions(place, layout)
-    own = _own_ports(layout, message["servers"], before)
+    own = own_ports(layout, message["servers"], before)
     ports = Ports(
         environment=message["servers"].get("environment", 0),
         replay=message["servers"].get("replay", 0),
@@ -48,11 +48,11 @@ def write_orders(place: Place, message: Tree) -> int:
     return number
 
 
-def _own_ports(layout: Layout, servers: Mapping[str, int], before: Tree) -> dict[str, int]:
+def own_ports(layout: Layout, servers: Mapping[str, int], before: Tree) -> dict[str, int]:
     """Those that no other host asks for; what runs already keeps its own."""
     names = [*layout.names, "REST"]
-    kept = {**before.get("metrics", {}), **before.get("listens", {})}
-    taken = {*servers.values(), *kept.values()}
+    kept = {**before.get("metrics", {}), "REST": before.get("listens", {}).get("REST")}
+    taken = {*servers.values(), *filter(None, kept.values())}
     free = iter([p for p in free_ports(len(names) + len(taken)) if p not in taken])
     own = {name: kept.get(name) or next(free) for name in names}
     return own if "network" in layout.names else own | {"REST": 0}

@@ -44,7 +44,8 @@ def up(plan: Plan, options: UpOptions, write: Writer) -> Record:
         write(f"looking at {', '.join(plan.hosts.names)}")
         findings = look_at_all(plan, connections, {"source": source, "text": text})
         stored = _stored(plan, findings)
-        files, game, seed = {}, None, 0
+        files: dict[str, str] = {}
+        game, seed = None, 0
         try:
             files, game, seed = _prepare(plan, options, stored, write)
         except SettingsError as error:
