@@ -8,6 +8,7 @@ collect_ignore = ["cluster"]  # `make cluster-test` names it
 
 LONG_FILES = [
     "test_run",
+    "test_hosts_run",
     "test_exported_metrics",
     "test_network_server_versions",
     "test_network_server",
