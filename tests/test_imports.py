@@ -33,7 +33,7 @@ def light_modules() -> list[str]:
 def run(code: str, missing: set[str] = HEAVY) -> str:
     """What `code` prints in a Python in which the packages `missing` cannot be imported."""
     command = [sys.executable, "-c", WITHOUT.format(missing=missing) + code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
