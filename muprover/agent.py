@@ -370,7 +370,19 @@ class Uploader(threading.Thread):
                 return
             self.failed = True
             REFUSED.inc()
-            log.error("game %d segment %d was refused: %s", *games[0].key, error)
+            log.error("game %016x segment %d was refused: %s", *games[0].key, error)
+        else:
+            log.debug("acknowledged: %s", _Keys(games))
+
+
+class _Keys:
+    """Games by id and segment, put into words only where they are logged."""
+
+    def __init__(self, games: Sequence[GameHistory]) -> None:
+        self._games = games
+
+    def __str__(self) -> str:
+        return " ".join(f"{game.game_id:016x}/{game.segment}" for game in self._games)
 
 
 class Admission(threading.Thread):

@@ -319,14 +319,12 @@ def load_settings(base: Config, layers: Iterable[Mapping[str, Any]]) -> Config:
 
 def parse_override(text: str) -> dict[str, Any]:
     """The layer that `search.num_simulations=50` stands for; the value is read as YAML."""
-    import yaml  # only where text is read
-
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise SettingsError(f"given '{text}'; a setting is set as path.to.setting=value")
     try:
-        node: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+        node = _parse_yaml(value)
+    except ValueError:
         node = value
     for name in reversed(path.strip().split(".")):
         node = {name: node}
@@ -335,18 +333,28 @@ def parse_override(text: str) -> dict[str, Any]:
 
 def load_file(path: str) -> dict[str, Any]:
     """The layer that a YAML (or JSON) settings file holds."""
-    import yaml  # only where text is read
-
     try:
         with open(path, encoding="utf-8") as file:
-            tree = yaml.safe_load(file) or {}
+            tree = _parse_yaml(file.read()) or {}
     except OSError as error:
         raise SettingsError(f"cannot read settings file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise SettingsError(f"settings file {path} is no YAML: {error}") from None
     if not isinstance(tree, dict):
         raise SettingsError(f"settings file {path} must be a tree of settings, like `search: …`")
     return tree
+
+
+def _parse_yaml(text: str) -> Any:
+    """What a text says; raises `ValueError` if it is no YAML."""
+    import yaml  # only where text is read
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    except (LookupError, AttributeError, TypeError) as error:  # of values with a wrong !!tag
+        raise ValueError(f"a value is not what its tag says ({error})") from None
 
 
 def _merge(tree: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -368,12 +376,14 @@ def _explain(error: Any, tree: Mapping[str, Any]) -> str:
     location = [str(part) for part in error["loc"] if part not in kinds]
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
-        known = list(setting_paths(tree.get("network", {}).get("type", "mlp")))
+        network = tree.get("network")
+        kind = network.get("type") if isinstance(network, Mapping) else None
+        known = setting_paths(kind if kind in kinds else "mlp")
         near = difflib.get_close_matches(path, known, 1, 0.6)
         hint = f"; did you mean `{near[0]}`?" if near else "; `muprover config` lists all settings"
         return f"no setting `{path}`{hint}"
     given = error.get("input")
-    shown = "" if isinstance(given, Mapping) else f", given {given!r}"
+    shown = "" if isinstance(given, Mapping) else f", given {repr(given)[:200]}"
     return f"setting `{path}`: {error['msg'].removeprefix('Value error, ')}{shown}"
 
 

@@ -80,6 +80,9 @@ def load_game(source: str, file: str | None = None, overrides: Iterable[str] = (
         base = module.make_config()
     except ValueError as error:
         raise SettingsError(f"make_config() of game {source}: {error}") from None
+    except (Exception, SystemExit) as error:
+        message = f"make_config() of game {source}: {type(error).__name__}: {error}"
+        raise SettingsError(message) from error
     if not isinstance(base, Config):
         raise SettingsError(f"make_config() of game {source} returned no Config but {base!r}")
     layers = [load_file(file)] if file else []
@@ -123,7 +126,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and process pools look there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise SettingsError(f"game file {path}: {type(error).__name__}: {error}") from error
     return module

@@ -138,17 +138,32 @@ class EvaluationLog:
                     break  # still being written
                 self._offset += len(line)
                 with contextlib.suppress(ValueError):  # the evaluator was killed as it wrote
-                    self._newest = json.loads(line)
+                    self._newest = _evaluation(line)
         return self._newest
+
+
+def _evaluation(line: bytes) -> dict[str, Any]:
+    """What the evaluator wrote; raises `ValueError` for anything else."""
+    tree = json.loads(line)
+    if not isinstance(tree, dict) or not isinstance(tree.get("metrics"), dict):
+        raise ValueError("no evaluation")
+    numbers = [tree.get("version"), *tree["metrics"].values()]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError("an evaluation is of a version, and its metrics are numbers")
+    return tree
 
 
 def scrape(port: int) -> Metrics:
     """A component's metrics by name and labels; none while it does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
-            text = answer.read().decode()
+            return read_metrics(answer.read().decode())
     except (OSError, ValueError, HTTPException):
         return {}
+
+
+def read_metrics(text: str) -> Metrics:
+    """MuProver's own metrics in Prometheus' text format, but for histograms' buckets."""
     metrics = {}
     for line in text.splitlines():
         name, _, value = line.rpartition(" ")

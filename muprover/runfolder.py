@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -80,11 +80,12 @@ class RunFolder:
         return str((self.path / game).resolve()) if game.endswith(".py") else game
 
     def read_facts(self) -> dict[str, Any]:
-        return _read_json(self.facts)
+        return _read_json(self.facts, {"game": str, "seed": int}, needed=True)
 
     def read_result(self) -> dict[str, Any]:
         """Of the session before; empty if there was none."""
-        return _read_json(self.result) if self.result.exists() else {}
+        kinds = {"sessions": int, "wall_clock_seconds": float, "games": int, "steps": int}
+        return _read_json(self.result, kinds) if self.result.exists() else {}
 
     def load(self, overrides: tuple[str, ...] = ()) -> Game:
         """The game of this run, with the run's settings."""
@@ -196,13 +197,18 @@ def try_lock(file: int, shared: bool = False) -> bool:
     return True
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, kinds: Mapping[str, type], needed: bool = False) -> dict[str, Any]:
+    """An object, in which these are numbers or text, if they are there or `needed`."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"cannot read {path}: {error}") from None
     if not isinstance(tree, dict):
         raise SettingsError(f"{path} must hold an object")
+    for name, kind in kinds.items():
+        fits = isinstance(tree.get(name), (int, float) if kind is float else kind)
+        if not fits and (needed or name in tree):
+            raise SettingsError(f"{path} is damaged: `{name}` must be {kind.__name__}")
     return tree
 
 

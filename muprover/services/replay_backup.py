@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from muprover.config import Config, SettingsError
 from muprover.history import GameHistory
 from muprover.replay.records import CONTRACT, GAME, encode, read_records
 from muprover.replay.wire import game_from_proto, game_to_proto
 from muprover.services.client import check_contract
 from muprover.services.replay import RemoteReplayBuffer
+from muprover.tensors import TensorError
 from muprover.v1 import replay_pb2
 
 TIMEOUT = 60.0  # seconds that the server may take to answer first
@@ -48,12 +51,14 @@ def restore(address: str, config: Config, path: Path) -> tuple[int, int]:
     many were there already."""
     replay = RemoteReplayBuffer(address, config, timeout=TIMEOUT)
     try:
-        return replay.restore(_games(path, config))
+        return replay.restore(read_backup(path, config))
     finally:
         replay.close()
 
 
-def _games(path: Path, config: Config) -> Iterator[GameHistory]:
+def read_backup(path: Path, config: Config) -> Iterator[GameHistory]:
+    """The games of a backup; raises `SettingsError` where it is damaged, once those before it have
+    been taken."""
     try:
         length = path.stat().st_size
         with path.open("rb") as file:
@@ -69,5 +74,7 @@ def _games(path: Path, config: Config) -> Iterator[GameHistory]:
                     yield game_from_proto(replay_pb2.GameHistory.FromString(data))
     except OSError as error:
         raise SettingsError(f"cannot read backup {path}: {error.strerror}") from None
+    except (DecodeError, TensorError) as error:
+        raise SettingsError(f"{path} is no backup of a replay server: {error}") from None
     if read < length:
         raise SettingsError(f"{path} ends in the middle of a game; those before it are restored")

@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
@@ -40,6 +41,7 @@ Call = Callable[..., Mapping[str, tf.Tensor]]
 COMPILED = ("search", "initial_inference", "recurrent_inference")
 ALIASES = {"search_xla": "search", "serving_default": "search"}
 MAX_WARMUP_RECORDS = 1000
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, DecodeError)
 
 
 class Function:
@@ -156,7 +158,7 @@ class Loader:
                 return self._load(path, like)
         except ServingError:
             raise
-        except (tf.errors.OpError, OSError, ValueError, KeyError, RuntimeError) as error:
+        except (tf.errors.OpError, OSError, *DAMAGE) as error:
             raise ServingError(
                 grpc.StatusCode.DATA_LOSS, f"cannot load {path}: {type(error).__name__}: {error}"
             ) from error
