@@ -17,7 +17,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test cluster-test lint protos bench proof hosts-proof images chart clean
+.PHONY: help setup run test cluster-test lint protos bench proof hosts-proof images chart clean fuzz chaos soak
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,15 @@ proof: $(RUN_READY)  ## Train GAME to its goal with each of SEEDS seeds, and rep
 
 hosts-proof: $(RUN_READY)  ## Train on three hosts (network namespaces, sshd), as README says.
 	@$(BIN)/python tests/benchmarks/three_hosts.py $(ARGS)
+fuzz: $(TEST_READY)  ## Feed a million messages of garbage to every RPC and file (minutes).
+	@$(BIN)/python tests/fuzz $(ARGS)
+
+chaos: $(TEST_READY)  ## Kill, pause, cut off and damage a run's parts, and account for all games.
+	@$(BIN)/python tests/chaos --game $(GAME) $(ARGS)
+
+soak: $(TEST_READY)  ## An hour of training, then thousands of versions: does anything grow?
+	@$(BIN)/python tests/soak --game $(GAME) $(ARGS)
+	@$(BIN)/python tests/soak/versions.py
 
 images:  ## Build an image of each component: make images REGISTRY=localhost TAG=0.1.0 GPU=1.
 	@docker/build.sh

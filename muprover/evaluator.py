@@ -210,8 +210,12 @@ class Evaluator:
         show(record)
         log.info("%s", summary(record))
         if self._output:
-            with open(self._output, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
+            line = json.dumps(record.to_json(), ensure_ascii=False) + "\n"
+            try:
+                with open(self._output, "a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError as error:
+                log.error("%s lacks an evaluation: %s", self._output, error.strerror)
         return record
 
     def _record(self, served: Served, result: EvaluationResult) -> Record:

@@ -25,7 +25,7 @@ from muprover.progress import Display, Monitor, Snapshot, describe_evaluation, m
 from muprover.runfolder import RunFolder, machine, new_folder
 from muprover.supervisor import Component, ComponentError, Supervisor
 
-TICK_SECONDS = 0.25
+TICK_SECONDS = 0.1
 SNAPSHOT_SECONDS = 1.0
 RESULT_SECONDS = 10.0  # what a launcher that is killed may lose of the time it has counted
 LAST_EVALUATION_SECONDS = 120.0  # allowed for, once the trainer has made its last step
@@ -270,7 +270,10 @@ class Session:
             "restarts": {c.name: c.restarts for c in self.supervisor.components},
             "machine": machine(),
         }
-        self.folder.write_result(self.result)
+        try:
+            self.folder.write_result(self.result)
+        except OSError as error:  # a full disk may have room again before the run ends
+            self.supervisor.tell(f"result.json is not up to date: {error.strerror}")
 
 
 @contextmanager

@@ -213,7 +213,8 @@ class PlainDisplay:
         self.tell(f"[{clock(snapshot.seconds)}] {figures}")
 
     def tell(self, event: str) -> None:
-        print(event, flush=True)
+        with contextlib.suppress(OSError):  # its disk is full, or the terminal is gone
+            print(event, flush=True)
 
 
 class RichDisplay:

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 CRASHES = 5  # in a row, each soon after its start, and a component is given up
 SOON_SECONDS = 120.0  # for one that ends by itself: TensorFlow alone may take half a minute
 SOON_KILLED_SECONDS = 20.0  # for one that is killed
-LONGEST_PAUSE = 10.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # s before a component is started again
+PAUSE_GROWTH = 4
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -135,7 +136,7 @@ class Supervisor:
                 f"{component.name} ended with {how}, {component.crashes} time(s) in a row; "
                 f"the last of {component.log}:\n{component.tail()}"
             )
-        pause = min(LONGEST_PAUSE, 0.5 * 2 ** (component.crashes - 1))
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * PAUSE_GROWTH ** (component.crashes - 1))
         self.tell(f"{component.name} ended with {how}; starting it again in {pause:.1f} s")
         component.process = None
         component.restart_at = time.monotonic() + pause

@@ -38,6 +38,7 @@ _SERVING_DTYPES: dict[int, tuple[np.dtype[Any], str]] = {
 _SERVING_NUMBERS = {dtype: number for number, (dtype, _) in _SERVING_DTYPES.items()}
 
 _MAX_BYTES = 1 << 30  # of an array whose message does not spell out every element
+_MAX_AXES = 32
 
 
 class TensorError(ValueError):
@@ -99,8 +100,8 @@ def from_tensor_proto(tensor: serving_pb2.TensorProto, name: str) -> Array:
     if tensor.tensor_content:
         return _array(tensor.tensor_content, dtype, shape, name)
     given = getattr(tensor, field)
-    size = math.prod(shape)
-    if min(shape, default=0) < 0 or len(given) > size or size * dtype.itemsize > _MAX_BYTES:
+    size = _size(shape, name)
+    if size < 0 or len(given) > size or size * dtype.itemsize > _MAX_BYTES:
         raise TensorError(f"{name} has {len(given)} elements for shape {list(shape)}")
     try:
         values = np.fromiter(given, dtype, len(given))
@@ -125,12 +126,24 @@ def _little_endian(array: Array) -> Array:
 
 
 def _array(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Array:
-    expected = math.prod(shape) * dtype.itemsize
-    if len(data) != expected or (shape and min(shape) < 0):
+    expected = _size(shape, name) * dtype.itemsize
+    if len(data) != expected:
+        needs = f"not {expected}" if expected >= 0 else "but there is no such shape"
         raise TensorError(
-            f"{name} of shape {list(shape)} and {dtype.name} has {len(data)} bytes, not {expected}"
+            f"{name} of shape {list(shape)} and {dtype.name} has {len(data)} bytes, {needs}"
         )
     return np.ndarray(shape, dtype, data)
+
+
+def _size(shape: tuple[int, ...], name: str) -> int:
+    """How many elements an array of this shape has; below 0 where there can be no such array."""
+    if len(shape) > _MAX_AXES:
+        raise TensorError(f"{name} has {len(shape)} axes; at most {_MAX_AXES} are allowed")
+    size = math.prod(shape)
+    if size <= 0 and shape:  # numpy refuses some arrays even without elements
+        possible = min(shape) == 0 and math.prod(n or 1 for n in shape) <= 1 << 56
+        return 0 if possible else -1
+    return size if min(shape, default=1) > 0 else -1
 
 
 def _fits(given: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

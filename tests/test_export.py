@@ -301,3 +301,30 @@ def test_another_search_is_another_graph() -> None:
     assert ServedModel(tiny_network(1, config), config).graph_hash() == one, "weights do not count"
     other = tiny_config(pb_c_init=2.0)
     assert ServedModel(tiny_network(0, other), other).graph_hash() != one
+
+
+def test_an_exporter_that_begins_anew_traces_nothing(tmp_path: Path, monkeypatch):
+    tiny_exporter(tmp_path).export(3)
+    monkeypatch.setattr(export, "ServedModel", None)
+    again = tiny_exporter(tmp_path, seed=1)
+    assert again.export(4) == 4
+    old, new = (tmp_path / str(version) for version in (3, 4))
+    assert (old / "saved_model.pb").read_bytes() == (new / "saved_model.pb").read_bytes()
+    manifest = json.loads((new / export.MANIFEST).read_text())
+    assert manifest["training_step"] == 4
+    assert (old / f"{export.VARIABLES}.index").exists()
+    weights = tf.train.load_checkpoint(str(new / export.VARIABLES))
+    np.testing.assert_array_equal(weights.get_tensor(manifest["weights"][0]), random_weights(1)[0])
+
+
+@pytest.mark.parametrize("what", ["saved_model.pb", "settings"])
+def test_an_exporter_takes_nothing_from_a_version_that_is_damaged_or_of_other_settings(
+    tmp_path: Path, monkeypatch, what: str
+):
+    tiny_exporter(tmp_path).export(3)
+    config = tiny_config(pb_c_init=2.0) if what == "settings" else tiny_config()
+    if what != "settings":
+        (tmp_path / "3" / what).write_bytes(b"damage")
+    monkeypatch.setattr(export, "ServedModel", None)
+    with pytest.raises(TypeError, match="not callable"):  # it would trace
+        tiny_exporter(tmp_path, config=config)

@@ -11,7 +11,7 @@ from muprover.game import Game, load_game
 from muprover.model.losses import batch_losses, scale_gradient
 from muprover.model.networks import MuZeroNetwork, build_network
 from muprover.model.scalars import Support, scale, unscale
-from muprover.model.training import LearningRate, Training, example_batch
+from muprover.model.training import LearningRate, Training, example_batch, restore_newest
 
 TINY = [
     *("network.hidden_size=8", "network.layer_size=8"),
@@ -258,6 +258,19 @@ def test_a_restored_checkpoint_continues_as_if_nothing_had_happened(tmp_path: Pa
     assert second.learning_rate == straight.learning_rate
     for mine, theirs in zip(weights_of(straight), weights_of(second), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path):
+    training = Training(tiny_game(), 0)
+    manager = training.checkpoint(tmp_path)
+    for step in (1, 2):
+        training.update(example_batch(tiny_game(), 4, np.random.default_rng(step)))
+        manager.save(step)
+    [newest] = tmp_path.glob("training-2.data-*")
+    newest.write_bytes(bytes(newest.stat().st_size))
+    resumed = Training(tiny_game(), 99)
+    assert str(restore_newest(resumed.checkpoint(tmp_path))).endswith("training-1")
+    assert resumed.step == 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,8 @@ class ServedModel(tf.Module):  # type: ignore[misc]
 class Exporter:
     """Writes versions of one network into one folder.
 
-    The constructor traces and takes seconds; an export then takes a few hundredths of one.
+    The constructor traces and takes seconds, unless the folder has a version that the same code
+    has written for the same settings; an export then takes a few hundredths of one.
     """
 
     def __init__(
@@ -119,6 +120,26 @@ class Exporter:
         self._model_dir = Path(model_dir)
         self._keep = keep
         sizes = warmup_batch_sizes or (config.games_per_search,)
+        made_from = _made_from(network, config, sizes)
+        if not self._resume(made_from):
+            self._trace(config, sizes, made_from)
+
+    def _resume(self, made_from: str) -> bool:
+        """Takes everything but the weights from the newest sound version of the same origin."""
+        for version in reversed(version_numbers(self._model_dir)):
+            folder = self._model_dir / str(version)
+            with contextlib.suppress(OSError, ValueError, KeyError, ExportError, tf.errors.OpError):
+                manifest = json.loads((folder / MANIFEST).read_bytes())
+                if made_from and manifest.get("made_from") == made_from:
+                    self._files = _sound_files(folder, manifest["sha256"])
+                    num_weights = len(self._network.weights) + 1
+                    self._keys, self._object_graph = _checkpoint_layout(str(folder), num_weights)
+                    self._manifest = manifest
+                    return True
+        return False
+
+    def _trace(self, config: Config, sizes: Sequence[int], made_from: str) -> None:
+        network = self._network
         model = ServedModel(network, config)
         with tempfile.TemporaryDirectory(prefix="muprover-export-") as folder:
             tf.saved_model.save(
@@ -133,6 +154,7 @@ class Exporter:
         self._manifest = {
             "muprover": metadata.version("muprover"),
             "tensorflow": tf.version.VERSION,
+            "made_from": made_from,
             "graph_hash": model.graph_hash(),
             "contract": config.contract,
             "weights": self._keys,
@@ -292,6 +314,31 @@ def _checkpoint_layout(folder: str, num_weights: int) -> tuple[list[str], tf.Ten
     if names != {*keys, OBJECT_GRAPH}:
         raise ExportError(f"the SavedModel's checkpoint holds {sorted(names)}, not just weights")
     return keys, tf.constant(reader.get_tensor(OBJECT_GRAPH))
+
+
+def _made_from(network: Any, config: Config, sizes: Sequence[int]) -> str:
+    """Of what the files of a version, but for its weights, are made: settings, shapes, code. Empty
+    where that cannot be told: a game's own network may come from anywhere."""
+    if config.network.type == "custom":
+        return ""
+    package = Path(__file__).parent
+    code = [*sorted(package.glob("*.py")), *sorted(package.parent.glob("*.py"))]
+    digest = hashlib.sha256(tf.version.VERSION.encode())
+    digest.update(config.model_dump_json().encode())
+    shapes = [tuple(weight.shape) for weight in network.weights]
+    digest.update(repr((shapes, tuple(network.hidden_shape), sorted(sizes))).encode())
+    for path in code:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sound_files(folder: Path, sha256: Mapping[str, str]) -> dict[str, bytes]:
+    """Of a version: those that its manifest lists; raises `ValueError` if one is damaged."""
+    files = {name: (folder / name).read_bytes() for name in sha256}
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != sha256[name]:
+            raise ValueError(f"{folder / name} is damaged")
+    return files
 
 
 def _read_files(folder: Path, skip: str) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from muprover.game import Game
 from muprover.model.export import Exporter, ExportError
 from muprover.model.losses import Losses
 from muprover.model.runtime import tune
-from muprover.model.training import Training, example_batch
+from muprover.model.training import Training, example_batch, restore_newest
 from muprover.replay import Batch
 from muprover.services.health import HealthPort
 from muprover.services.models import ModelPort
@@ -140,7 +140,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Restores the newest checkpoint, exports a version, compiles the step."""
-        restored = self._checkpoints.restore_or_initialize()
+        restored = restore_newest(self._checkpoints)
         if restored:
             log.info("resumed at training step %d from %s", self.step, restored)
         with self._writer.as_default():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from muprover.game import Game
 from muprover.model.losses import Losses, batch_losses
 from muprover.model.networks import build_network
 from muprover.replay import Batch
+
+log = logging.getLogger(__name__)
 
 
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
@@ -195,6 +198,18 @@ class Training:
         share = [gradient / self._strategy.num_replicas_in_sync for gradient in gradients]
         self._optimizer.apply(share, self.network.weights)
         return losses
+
+
+def restore_newest(checkpoints: tf.train.CheckpointManager) -> str | None:
+    """Takes up the newest checkpoint that is sound; answers its path, None if there is none."""
+    for path in reversed(checkpoints.checkpoints):
+        try:
+            checkpoints.checkpoint.restore(path)
+        except (tf.errors.OpError, ValueError) as error:
+            log.error("checkpoint %s cannot be read, the one before is tried: %s", path, error)
+        else:
+            return str(path)
+    return None
 
 
 def example_batch(game: Game, batch_size: int, rng: np.random.Generator) -> Batch:

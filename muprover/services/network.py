@@ -117,9 +117,16 @@ class RemoteNetwork:
     def about(self) -> About:
         """Of the newest served version. One attempt."""
         response = self._call("about", {"row": np.zeros(1, np.int32)})
-        [contract] = response.outputs["contract"].string_val
-        [training_step] = from_tensor_proto(response.outputs["training_step"], "training_step")
-        return About(response.model_spec.version.value, int(training_step), json.loads(contract))
+        try:
+            [contract] = response.outputs["contract"].string_val
+            [training_step] = from_tensor_proto(response.outputs["training_step"], "training_step")
+            facts = dict(json.loads(contract))
+            return About(response.model_spec.version.value, int(training_step), facts)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ContractError(
+                f"{WHAT} at {self.address}: model {self.model_name} does not tell what it was "
+                f"made for ({error}); was it exported by MuProver?"
+            ) from None
 
     def status(self) -> list[VersionStatus]:
         """Of each version that the server knows of; none before there is any. One attempt."""

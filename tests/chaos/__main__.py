@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,7 +202,7 @@ def balance(args: argparse.Namespace, scene: Scene, events: list[Event]) -> dict
 def proof(run: Run) -> str:
     """When the game's goal was met twice in a row."""
     lines = [json.loads(line) for line in run.folder.evaluations.read_text().splitlines()]
-    for one, two in zip(lines, lines[1:], strict=False):
+    for one, two in pairwise(lines):
         if one.get("in_a_row", 0) >= 1 and two.get("in_a_row", 0) >= 2:
             return f"reached at training step {two.get('training_step')}"
     return f"not reached in {len(lines)} evaluations"

@@ -61,7 +61,8 @@ class Fault(ABC):
     @abstractmethod
     def begin(self) -> str: ...
 
-    def end(self) -> None: ...
+    def end(self) -> None:  # noqa: B027 - most faults end as they begin
+        """Puts an end to a fault that lasts."""
 
 
 class Kill(Fault):
@@ -192,11 +193,11 @@ class Checkpoint(Fault):
     def begin(self) -> str:
         scene = self.scene
         folder, step = scene.run.folder.path / "checkpoints", newest_checkpoint(scene.run.folder)
-        steps = sorted(int(p.stem.split("-")[1]) for p in folder.glob("ckpt-*.index"))
+        steps = sorted(int(p.stem.split("-")[1]) for p in folder.glob("training-*.index"))
         process = scene.pick("trainer")
         os.kill(process.pid, signal.SIGKILL)
         scene.ledger.least_steps.append(steps[-2] if len(steps) > 1 else 0)
-        _damage(next(folder.glob(f"ckpt-{step}.data-*")))
+        _damage(next(folder.glob(f"training-{step}.data-*")))
         return f"step {step}, trainer killed"
 
 

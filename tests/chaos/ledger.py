@@ -16,7 +16,7 @@ Key = tuple[int, int]  # game and segment
 
 ACKNOWLEDGED = re.compile(r"\b([0-9a-f]{16})/(\d+)\b")
 RESUMED = re.compile(r"resumed at training step (\d+)")
-CHECKPOINT = re.compile(r"ckpt-(\d+)\.index$")
+CHECKPOINT = re.compile(r'model_checkpoint_path: ".*-(\d+)"')
 
 
 def acknowledged(folder: RunFolder) -> set[Key]:
@@ -49,9 +49,10 @@ def in_store(path: Path) -> list[tuple[Key, int]]:
 
 
 def newest_checkpoint(folder: RunFolder) -> int:
-    """The training step of the newest one, complete or not; 0 if there is none."""
-    names = (path.name for path in (folder.path / "checkpoints").glob("ckpt-*.index"))
-    return max((int(m[1]) for name in names if (m := CHECKPOINT.search(name))), default=0)
+    """The training step of the newest one that is complete; 0 if there is none."""
+    path = folder.path / "checkpoints" / "checkpoint"
+    found = CHECKPOINT.search(path.read_text()) if path.exists() else None
+    return int(found[1]) if found else 0
 
 
 @dataclass

@@ -177,7 +177,7 @@ class Run:
         return self.launcher.wait(seconds)
 
     def _all_move(self, moment: float) -> bool:
-        """Whether every counter rises within a window from this moment on, the first one at once."""
+        """Whether every counter rises within a moment from here on."""
         window = self.speeds(moment, moment + WINDOW_SECONDS / 2)
         return all(window[name] > 0 for name in RATES)
 

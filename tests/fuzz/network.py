@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import atexit
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,34 +59,26 @@ class Network:
         self._batcher.close()
 
 
-@contextmanager
-def network(folder: Path) -> Iterator[Network]:
-    made = Network(folder)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def opened(folder: Path) -> Network:
-    """A network that lives as long as the process."""
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(network(folder))
+@cache
+def opened() -> Network:
+    """One that lives as long as the process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    network = Network(Path(folder.name))
+    atexit.register(network.close)
+    return network
 
 
 def call(method: Callable[[Network], Any], kind: Any) -> Callable[[Path], Feed]:
     """Calls a method with a message."""
 
     def open_target(folder: Path) -> Feed:
-        served = method(opened(folder))
+        served = method(opened())
 
         def feed(data: bytes) -> None:
             for request in parsed(kind, [data]):
-                try:
+                with suppress(Refused):
                     served(request, ThreadCall(5.0)).SerializeToString()
-                except Refused:
-                    pass
 
         return feed
 
@@ -94,16 +87,15 @@ def call(method: Callable[[Network], Any], kind: Any) -> Callable[[Path], Feed]:
 
 def open_reload(folder: Path) -> Feed:
     """What a request has done to the list of models is undone before the next one."""
-    served = opened(folder)
+    served = opened()
+    store = str(Path(served.settings[0].base_path).parent)
 
     def feed(data: bytes) -> None:
         for request in parsed(model_management_pb2.ReloadConfigRequest, [data]):
             for entry in request.config.model_config_list.config:
-                entry.base_path = entry.base_path.replace("/models", str(folder / "models"))
-            try:
+                entry.base_path = entry.base_path.replace("/models", store)
+            with suppress(Refused):
                 served.model.HandleReloadConfigRequest(request, ReloadCall(RELOAD_SECONDS))
-            except Refused:
-                pass
             served.manager.apply(served.settings)
 
     return feed
@@ -118,7 +110,7 @@ class ReloadCall(ThreadCall):
 
 def open_rest(folder: Path) -> Feed:
     """A request as text: method and path on the first line, then the body."""
-    served, run = opened(folder), Loop()
+    served, run = opened(), Loop()
 
     async def ask(method: str, path: str, body: bytes) -> None:
         request = make_mocked_request(method, path)
