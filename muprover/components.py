@@ -32,6 +32,7 @@ NUM_SERVED = 4  # versions: an evaluation of one outlasts some exports
 # The seconds that a component has for an orderly end. Trainers write a checkpoint and a version.
 GRACE_SECONDS = {"trainer": 60.0}
 DEFAULT_GRACE_SECONDS = 30.0
+SLOW_TO_START = ("network", "trainer")  # they load TensorFlow, and compile
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Layout:
     games_per_agent: int | None = None  # None: as the settings say
     min_games: int = 1
     threads: int | None = None  # of TensorFlow, in trainer and network each; None: as suits them
+    standby: bool = False  # whether a second trainer and network server are kept ready
     log_level: str = "info"
     log_format: str = "text"
     only: tuple[str, ...] | None = None  # of all components, those on this host
@@ -114,6 +116,7 @@ def make_components(
             folder.log(name),
             grace_seconds=GRACE_SECONDS.get(name, DEFAULT_GRACE_SECONDS),
             environment=environment,
+            has_standby=layout.standby and name in SLOW_TO_START,
         )
         for name in layout.names
     ]

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from muprover import standby
+
 log = logging.getLogger(__name__)
 
 CRASHES = 5  # in a row, each soon after its start, and a component is given up
@@ -22,6 +24,7 @@ SOON_SECONDS = 120.0  # for one that ends by itself: TensorFlow alone may take h
 SOON_KILLED_SECONDS = 20.0  # for one that is killed
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # s before a component is started again
 PAUSE_GROWTH = 4
+STANDBY_SECONDS = 15.0  # of work, before a standby is started: to get ready takes all cores
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -39,7 +42,10 @@ class Component:
     log: Path
     grace_seconds: float = 30.0
     environment: Mapping[str, str] = field(default_factory=dict)  # besides what there is
+    has_standby: bool = False  # whether a second process is kept ready to take its place
     process: subprocess.Popen[bytes] | None = None
+    standby: subprocess.Popen[bytes] | None = None
+    standby_at: float = 0.0  # when another may be started
     started: float = 0.0
     crashes: int = 0  # in a row, soon after the start
     restarts: int = 0
@@ -48,18 +54,53 @@ class Component:
 
     def start(self, keep: int | None = None) -> None:
         """keep: a file descriptor that the process inherits."""
+        self.process = self._promoted() or self._spawn(keep, subprocess.DEVNULL, {})
+        self.started = time.monotonic()
+        self.standby_at = self.started + STANDBY_SECONDS
+
+    @property
+    def is_backed(self) -> bool:
+        """Whether its standby is there, ready or about to be."""
+        return self.standby is not None and self.standby.poll() is None
+
+    def back(self, keep: int | None = None) -> None:
+        """Starts its standby, if it is due."""
+        if self.has_standby and not self.is_backed and time.monotonic() >= self.standby_at:
+            self.standby = self._spawn(keep, subprocess.PIPE, {standby.VARIABLE: "1"})
+            self.standby_at = time.monotonic() + 4 * STANDBY_SECONDS
+
+    def end_standby(self) -> None:
+        if self.standby is not None:
+            self.standby.kill()
+            self.standby.wait()
+            self.standby = None
+
+    def _promoted(self) -> subprocess.Popen[bytes] | None:
+        """Its standby, told to take the place; None if there is none."""
+        promoted, self.standby = self.standby, None
+        if promoted is None or promoted.stdin is None or promoted.poll() is not None:
+            return None
+        try:
+            with promoted.stdin as turn:
+                turn.write(standby.GO)
+        except OSError:  # it has just died
+            return None
+        return promoted
+
+    def _spawn(
+        self, keep: int | None, stdin: int, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as file:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "muprover.cli", *self.arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=file,
                 stderr=file,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, **environment},
                 pass_fds=() if keep is None else (keep,),
                 start_new_session=True,  # Ctrl-C is the launcher's
                 preexec_fn=partial(_end_with_parent, os.getpid()) if _LIBC else None,
             )
-        self.started = time.monotonic()
 
     def tail(self, lines: int = 12) -> str:
         """The last of its log."""
@@ -90,12 +131,17 @@ class Supervisor:
                 if time.monotonic() >= component.restart_at:
                     component.restarts += 1
                     component.start(self._keep)
-            elif process.poll() is not None and not component.is_done:
+            elif process.poll() is None:
+                component.back(self._keep)
+            elif not component.is_done:
                 self._on_exit(component, process.returncode)
 
     def stop(self, components: Sequence[Component] | None = None) -> None:
         """Ends everything, or these: each group is told, then waited for, before the next one."""
-        for group in _in_groups(reversed(self.components if components is None else components)):
+        ending = self.components if components is None else components
+        for component in ending:
+            component.end_standby()
+        for group in _in_groups(reversed(ending)):
             for component in group:
                 _signal(component, signal.SIGTERM)
             deadline = time.monotonic() + max(c.grace_seconds for c in group)
@@ -115,6 +161,7 @@ class Supervisor:
     def kill(self) -> None:
         """Ends everything at once."""
         for component in self.components:
+            component.end_standby()
             if component.process is not None and component.process.poll() is None:
                 _kill_group(component)
 
@@ -124,6 +171,7 @@ class Supervisor:
     def _on_exit(self, component: Component, status: int) -> None:
         if status == 0:
             component.is_done = True
+            component.end_standby()
             self.tell(f"{component.name} is done")
             return
         _kill_group(component)  # what it has left behind
@@ -137,9 +185,13 @@ class Supervisor:
                 f"the last of {component.log}:\n{component.tail()}"
             )
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * PAUSE_GROWTH ** (component.crashes - 1))
-        self.tell(f"{component.name} ended with {how}; starting it again in {pause:.1f} s")
         component.process = None
-        component.restart_at = time.monotonic() + pause
+        component.restart_at = time.monotonic()
+        if component.is_backed:
+            self.tell(f"{component.name} ended with {how}; its standby takes its place")
+            return
+        self.tell(f"{component.name} ended with {how}; starting it again in {pause:.1f} s")
+        component.restart_at += pause
 
     def _await(self, component: Component, deadline: float) -> None:
         if component.process is None:

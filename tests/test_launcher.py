@@ -60,6 +60,41 @@ def test_a_killed_component_is_started_again(script):
     assert component.process.poll() is not None
 
 
+def test_a_standby_takes_the_place_of_what_dies(script, monkeypatch):
+    monkeypatch.setattr(supervision, "STANDBY_SECONDS", 0.0)
+    code = (
+        "import time; from muprover.standby import await_turn, is_standby\n"
+        "print('standby' if is_standby() else 'first', flush=True); await_turn()\n"
+        "print('works', flush=True); time.sleep(60)"
+    )
+    component = script("sleeper", code)
+    component.has_standby = True
+    told: list[str] = []
+    supervisor = Supervisor([component], told.append)
+    supervisor.start()
+    until(lambda: component.log.read_text() == "first\nworks\n")
+    supervisor.check()
+    until(lambda: component.log.read_text().endswith("standby\n"))
+    ready, dead = component.standby, component.process
+    os.kill(dead.pid, signal.SIGKILL)
+    until(lambda: supervisor.check() or component.process is ready)
+    until(lambda: component.log.read_text().endswith("standby\nworks\n"))
+    assert told == ["sleeper ended with SIGKILL; its standby takes its place"]
+    supervisor.check()
+    assert component.is_backed
+    another = component.standby
+    supervisor.stop()
+    assert [p.poll() is not None for p in (ready, another)] == [True, True]
+
+
+def test_a_standby_ends_with_whoever_would_have_told_it_to_go_on(script):
+    component = script("sleeper", "from muprover.standby import await_turn; await_turn()")
+    component.has_standby = True
+    component.back()
+    component.standby.stdin.close()
+    assert component.standby.wait(15) == 0
+
+
 def test_a_component_that_always_crashes_is_given_up_with_its_log(script, monkeypatch):
     monkeypatch.setattr(supervision, "LONGEST_PAUSE", 0.01)
     supervisor = Supervisor([script("broken", "raise SystemExit('out of luck')")])

@@ -84,6 +84,12 @@ def add_run(commands: Any) -> None:
         metavar="N",
         help="of TensorFlow in trainer and in network, each (default: half of the cores)",
     )
+    add(
+        "--standby",
+        action="store_true",
+        help="keep a second trainer and a second network server ready, to take over within a "
+        "second or so when one dies; each needs as much memory as the first",
+    )
     command.operation(metrics=False, locks=False)
     command.examples(
         "muprover run --game tictactoe",
@@ -112,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
                 games_per_agent=args.num_games,
                 min_games=args.min_games,
                 threads=args.threads,
+                standby=args.standby,
                 log_level=args.log_level,
                 log_format=args.log_format,
             ),

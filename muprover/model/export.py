@@ -15,6 +15,7 @@ weights; `assets.extra/muprover.json` tells which versions have equal ones (`gra
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json

@@ -28,6 +28,7 @@ from muprover.services.models import ModelPort
 from muprover.services.replay import RemoteReplayBuffer
 from muprover.services.server import start_metrics
 from muprover.services.waiting import Stopped
+from muprover.standby import await_turn, is_standby
 from muprover.symmetries import Symmetries
 
 log = logging.getLogger(__name__)
@@ -79,9 +80,15 @@ def train(
         signal.signal(number, lambda *_: stop.set())
     tune(threads)
     sys.setswitchinterval(SWITCH_SECONDS)
+    trainer = None
+    if is_standby():
+        trainer = Trainer(game, saved_models, logdir, seed, num_devices, keep_exports)
+        trainer.compile()
+        await_turn()
     start_metrics(metrics_port, metrics_host)
     health = HealthPort(health_port) if health_port is not None else None
-    trainer = Trainer(game, saved_models, logdir, seed, num_devices, keep_exports)
+    if trainer is None:
+        trainer = Trainer(game, saved_models, logdir, seed, num_devices, keep_exports)
     models = ModelPort(saved_models, model_port) if model_port is not None else None
     trainer.begin()
     if health:
@@ -122,7 +129,6 @@ class Trainer:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise SettingsError(f"cannot use folder {folder}: {error.strerror}") from None
-        self._checkpoints = self.training.checkpoint(logdir / "checkpoints")
         self._exporter = Exporter(
             self.training.network,
             game.config,
@@ -130,7 +136,8 @@ class Trainer:
             keep=keep_exports,
             warmup_batch_sizes=(game.config.games_per_search,),
         )
-        self._writer = tf.summary.create_file_writer(str(logdir / "tensorboard"))
+        self._logdir = logdir
+        self._is_compiled = False
         self._symmetries = Symmetries(game.config.game)
         self._last_saved = -1
 
@@ -140,6 +147,8 @@ class Trainer:
 
     def begin(self) -> None:
         """Restores the newest checkpoint, exports a version, compiles the step."""
+        self._checkpoints = self.training.checkpoint(self._logdir / "checkpoints")
+        self._writer = tf.summary.create_file_writer(str(self._logdir / "tensorboard"))
         restored = restore_newest(self._checkpoints)
         if restored:
             log.info("resumed at training step %d from %s", self.step, restored)
@@ -147,8 +156,17 @@ class Trainer:
             settings = self._game.config.model_dump(mode="json")
             tf.summary.text("settings", f"```\n{json.dumps(settings, indent=2)}\n```", self.step)
         self.export()
+        self.compile()
+
+    def compile(self) -> None:
+        """Compiles the step, unless that has been done, by running it once on a made-up batch;
+        and takes that back."""
+        if self._is_compiled:
+            return
         started = time.perf_counter()
-        self._compile()
+        rng = np.random.default_rng(self._seed)
+        self.training.compile(example_batch(self._game, self._options.batch_size, rng))
+        self._is_compiled = True
         log.info("training step compiled in %.1f s", time.perf_counter() - started)
 
     def await_games(
@@ -226,13 +244,6 @@ class Trainer:
         if self.step > self._last_saved:
             self._checkpoints.save(self.step)
             self._last_saved = self.step
-
-    def _compile(self) -> None:
-        """Compiles the step by running it once on a made-up batch, and takes that back."""
-        batch = example_batch(
-            self._game, self._options.batch_size, np.random.default_rng(self._seed)
-        )
-        self.training.compile(batch)
 
     def _log_curves(self, step: int, losses: Losses, batch: Batch) -> None:
         parts = {

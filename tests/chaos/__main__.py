@@ -72,6 +72,7 @@ def parse() -> argparse.Namespace:
     add("--pause", type=float, default=10.0, help="s that faults last which end")
     add("--only", default="", help="components that `kill` picks from (default: all)")
     add("--agents", default="1")
+    add("--standby", action="store_true", help="of trainer and network server")
     add("--share", type=float, default=0.7, help="of the speed before, that is full speed")
     add("--disk", default="400m", help="size of the disk (default: %(default)s)")
     add("--seed", type=int, default=0)
@@ -110,6 +111,7 @@ def start(args: argparse.Namespace, rng: random.Random) -> tuple[Run, Scene]:
     """A run at full speed."""
     options = ["--game", args.game, "--time-limit", "1000", "--agents", args.agents]
     options += ["--log-level", "debug"]  # agents say then what was acknowledged
+    options += ["--standby"] * args.standby
     never_ends = ["evaluation.goal.consecutive=1000000", "replay.max_size=10000000"]
     for setting in [*never_ends, *args.set]:
         options += ["--set", setting]

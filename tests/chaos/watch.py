@@ -38,6 +38,14 @@ class Process(NamedTuple):
         return self.words[self.words.index(name) + 1]
 
 
+def is_waiting(process: Path) -> bool:
+    """Whether a process of /proc is a standby that has not been told to go on."""
+    try:
+        return os.readlink(process / "fd" / "0").startswith("pipe:")
+    except OSError:
+        return True  # it has ended
+
+
 class Look(NamedTuple):
     """What had been counted by a moment; sums that never fall."""
 
@@ -94,6 +102,8 @@ class Run:
             except OSError:
                 continue  # it has just ended
             if "muprover.cli" in words and "--metrics-port" in words and self._is_mine(words):
+                if is_waiting(path.parent):
+                    continue
                 kind = words[words.index("muprover.cli") + 1]
                 name = KINDS.get(kind, kind)
                 if "--agent-name" in words:

@@ -18,6 +18,7 @@ from muprover.serving_config import (
     read_models,
     read_text,
 )
+from muprover.standby import is_standby
 from muprover.v1 import serving_pb2
 
 DEFAULT_PORT = 50002
@@ -154,7 +155,8 @@ def run(args: argparse.Namespace) -> int:
         return _fail(error)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        _try_ports(options)  # before TensorFlow is loaded, which takes seconds
+        if not is_standby():  # whose place is taken yet
+            _try_ports(options)  # before TensorFlow is loaded, which takes seconds
         from muprover.model.serving.server import serve_until_signal
 
         serve_until_signal(options)

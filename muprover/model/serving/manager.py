@@ -103,7 +103,9 @@ class Manager:
         self._poller = threading.Thread(target=self._poll_forever, name="poll", daemon=True)
 
     def start(self) -> None:
-        self._poller.start()
+        """Begins to look for versions, unless it has begun already."""
+        if self._poller.ident is None:
+            self._poller.start()
 
     def stop(self) -> None:
         """Starts no more loads; does not wait for one in progress."""

@@ -31,6 +31,7 @@ from muprover.model.serving.versions import Loader
 from muprover.runfolder import num_cores
 from muprover.services.model_pull import Puller
 from muprover.services.server import ThreadedServer, run_until_signal
+from muprover.standby import await_turn, is_standby
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,9 @@ class NetworkServer:
     ) -> None:
         """Serves until `stop` is set."""
         self._loop = asyncio.get_running_loop()
+        if is_standby():
+            self.manager.start()
+            await asyncio.to_thread(await_turn)
         server = ThreadedServer(
             [PREDICTION_SERVICE, MODEL_SERVICE],
             self._options.port,
