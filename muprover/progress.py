@@ -145,9 +145,9 @@ class EvaluationLog:
 def _evaluation(line: bytes) -> dict[str, Any]:
     """What the evaluator wrote; raises `ValueError` for anything else."""
     tree = json.loads(line)
-    if not isinstance(tree, dict) or not isinstance(tree.get("metrics"), dict):
+    if not isinstance(tree, dict) or not isinstance(tree.get("metrics", {}), dict):
         raise ValueError("no evaluation")
-    numbers = [tree.get("version"), *tree["metrics"].values()]
+    numbers = [tree.get("version"), *tree.get("metrics", {}).values()]
     if not all(isinstance(number, int | float) for number in numbers):
         raise ValueError("an evaluation is of a version, and its metrics are numbers")
     return tree

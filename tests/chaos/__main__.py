@@ -28,7 +28,6 @@ from chaos.faults import FAULTS, Clock, Fault, Scene, faketime
 from chaos.ledger import Ledger, backed_up
 from chaos.watch import Recovery, Run
 
-START_SECONDS = 600.0
 WARM_SECONDS = 20.0  # at full speed, before the first fault
 
 
@@ -75,6 +74,8 @@ def parse() -> argparse.Namespace:
     add("--standby", action="store_true", help="of trainer and network server")
     add("--share", type=float, default=0.7, help="of the speed before, that is full speed")
     add("--disk", default="400m", help="size of the disk (default: %(default)s)")
+    add("--wait", type=float, default=60.0, help="s that a recovery may take (default: 60)")
+    add("--patience", type=float, default=600.0, help="s that the start may take (default: 600)")
     add("--seed", type=int, default=0)
     add("--set", action="append", default=[], metavar="PATH=VALUE")
     add("--folder", type=Path)
@@ -128,8 +129,8 @@ def start(args: argparse.Namespace, rng: random.Random) -> tuple[Run, Scene]:
         }
     run = Run(args.folder, options, environment)
     scene = Scene(run, Ledger(run.folder), rng, args.pause, clock)
-    run.wait_for(run.all_answer, START_SECONDS, "all components answer")
-    run.wait_for(lambda: run.count("steps") > 50, START_SECONDS, "training has begun")
+    run.wait_for(run.all_answer, args.patience, "all components answer")
+    run.wait_for(lambda: run.count("steps") > 50, args.patience, "training has begun")
     time.sleep(WARM_SECONDS)
     return run, scene
 
@@ -177,7 +178,7 @@ def suffer(name: str, fault: Fault, scene: Scene, args: argparse.Namespace, bega
         time.sleep(args.pause)
         fault.end()
         since = time.monotonic() if not isinstance(fault, Clock) else at
-    until = max(since + 60.0, at + args.interval)
+    until = max(since + args.wait, at + args.interval)
     return Event(at - began, name, what, run.await_recovery(since, before, args.share, until))
 
 

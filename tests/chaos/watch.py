@@ -114,12 +114,6 @@ class Run:
     def process(self, name: str) -> Process | None:
         return next((p for p in self.processes() if p.name == name), None)
 
-    def signal(self, name: str, number: signal.Signals) -> Process | None:
-        process = self.process(name)
-        if process is not None:
-            os.kill(process.pid, number)
-        return process
-
     def wait_for(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         deadline = self.seconds + seconds
         while not condition():

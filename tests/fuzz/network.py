@@ -34,6 +34,7 @@ from muprover.tensors import to_tensor_proto
 
 SIZES = (1, 4)  # of batches; others are refused, as each would be compiled
 RELOAD_SECONDS = 0.02
+LOAD_SECONDS = 300.0
 
 
 class Network:
@@ -52,7 +53,7 @@ class Network:
         self.prediction, self.model = PredictionServicer(predictor), ModelServicer(self.manager)
         self.rest = RestServer(self.manager, predictor, metrics, ["/metrics"])
         self.manager.start()
-        until(lambda: self.manager.is_ready)
+        until(lambda: self.manager.is_ready, LOAD_SECONDS)
 
     def close(self) -> None:
         self.manager.stop()

@@ -27,7 +27,6 @@ from chaos.watch import Process, Run
 from soak.slopes import Sample, draw, slopes, table, write_csv
 from soak.usage import disk_mb, usage
 
-START_SECONDS = 600.0
 END_SECONDS = 60.0  # that an agent may take to end
 MOST_PER_HOUR = 1.0  # % that resident memory may grow
 
@@ -48,8 +47,8 @@ def main() -> int:
     run = Run(args.folder, options)
     guests = Guests(run, random.Random(args.seed), args.stay, args.guests)
     try:
-        run.wait_for(run.all_answer, START_SECONDS, "all components answer")
-        run.wait_for(lambda: run.count("steps") > 50, START_SECONDS, "training has begun")
+        run.wait_for(run.all_answer, args.patience, "all components answer")
+        run.wait_for(lambda: run.count("steps") > 50, args.patience, "training has begun")
         samples = watch(run, guests, args)
     finally:
         guests.end()
@@ -66,6 +65,7 @@ def parse() -> argparse.Namespace:
     add("--guests", type=int, default=2, help="agents that come and go, at once")
     add("--stay", type=float, default=60.0, help="s that one stays, on the average")
     add("--max-size", type=int, default=20_000, help="of the replay buffer: soon full")
+    add("--patience", type=float, default=600.0, help="s that the start may take (default: 600)")
     add("--seed", type=int, default=0)
     add("--set", action="append", default=[], metavar="PATH=VALUE")
     add("--folder", type=Path)
