@@ -1,0 +1,95 @@
+"""What the chaos harness and the soak go by: their accounts must notice what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from chaos.ledger import Ledger, acknowledged, in_store, newest_checkpoint
+from chaos.watch import Look, Run
+from fuzz.files import stores
+from fuzz.replay import games
+from soak.slopes import Sample, draw, median_slope, slopes
+
+from muprover.agent import _Keys
+from muprover.replay.wire import game_from_proto
+from muprover.runfolder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    return RunFolder(tmp_path)
+
+
+def test_games_that_are_lost_or_doubled_are_counted(folder: RunFolder):
+    played = [game_from_proto(game) for game in games()]
+    folder.log("agent-1").write_text(f"12:00 DEBUG agent: acknowledged: {_Keys(played)}\n")
+    keys = [game.key for game in played]
+    assert acknowledged(folder) == set(keys)
+    stored = Counter([keys[0], keys[1], keys[1]])
+    ledger = Ledger(folder, torn={keys[2]})
+    assert ledger.balance(stored) == {
+        "acknowledged": 4,
+        "stored": 2,
+        "lost": 1,
+        "doubled": 1,
+        "torn off by the harness": 1,
+    }
+
+
+def test_a_torn_line_of_a_log_acknowledges_nothing(folder: RunFolder):
+    folder.log("agent-1").write_text("acknowledged: 0123456789abcd2026-01-01 00000000000000ff/2\n")
+    assert acknowledged(folder) == {(255, 2)}
+
+
+def test_games_of_a_store_are_found_with_their_places(tmp_path: Path):
+    path = tmp_path / "games-00000001.log"
+    path.write_bytes(stores()[0])
+    found = in_store(path)
+    assert [key for key, _ in found] == [(game.game_id, 0) for game in games(5)]
+    assert all(0 < end < path.stat().st_size for _, end in found)
+
+
+def test_a_trainer_that_goes_back_further_than_its_checkpoint_is_noticed(folder: RunFolder):
+    state = folder.path / "checkpoints" / "checkpoint"
+    state.write_text('model_checkpoint_path: "training-500"\nall_model_checkpoint_paths: "x-9"\n')
+    ledger = Ledger(folder)
+    ledger.trainer_dies()
+    ledger.trainer_dies()
+    assert newest_checkpoint(folder) == 500
+    folder.log("trainer").write_text("resumed at training step 750\nresumed at training step 250\n")
+    assert ledger.went_back() == [(250, 500)]
+
+
+def test_full_speed_is_when_all_is_as_fast_as_before():
+    """Moves at 10/s, none from 20 to 25 s, then as before; steps go on all the time."""
+    run = Run.__new__(Run)
+    run._looks = []
+    for tick in range(200):
+        time = 0.2 * tick
+        moves = 10 * (time - min(5.0, max(0.0, time - 20)))
+        run._looks.append(Look(time, {"moves": moves, "steps": 3 * time, "games": time}))
+    before = run.speed_before(20.0)
+    assert before["moves"] == pytest.approx(10)
+    run.launcher = type("Ended", (), {"poll": lambda self: None})()
+    recovery = run.await_recovery(20.0, before, share=0.9, until=float("inf"))
+    assert recovery.full == pytest.approx(5.0, abs=0.5)
+    assert recovery.again == pytest.approx(4.2, abs=0.5)
+
+
+def test_growth_is_measured_in_spite_of_outliers(tmp_path: Path):
+    samples = [
+        Sample(60.0 * minute, "replay", "memory_mb", 100 + minute / 60 + 500 * (minute == 40))
+        for minute in range(61)
+    ]
+    samples += [Sample(s.seconds, "replay", "threads", 9) for s in samples]
+    memory, threads = slopes(samples, since=0.0)
+    assert memory.percent_per_hour == pytest.approx(1.0, abs=0.05)
+    assert threads.percent_per_hour == 0
+    assert median_slope([(0.0, 1.0)]) == 0
+    pytest.importorskip("matplotlib")
+    draw(samples, tmp_path / "soak.svg", since=1800.0)
+    assert (tmp_path / "soak.svg").read_text().startswith("<?xml")
