@@ -47,6 +47,7 @@ class ApiServer:
         self.answers: dict[tuple[str, str], str] = {}  # by "pod:port" and path
         self.logs: dict[str, str] = {}  # by pod
         self.patches: list[tuple[str, str, Any]] = []  # kind/part, name, body
+        self.deleted: list[tuple[str, str]] = []  # name, seconds of grace
         self.forbidden: set[str] = set()  # kinds
         self.broken_transfer = False
         self.port = 0
@@ -101,6 +102,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_PATCH(self) -> None:
         self._handle(self._patch)
 
+    def do_DELETE(self) -> None:
+        self._handle(self._delete)
+
     def _handle(self, act: Any) -> None:
         url = urlsplit(self.path)
         self.query = {key: values for key, values in parse_qs(url.query).items()}
@@ -141,6 +145,16 @@ class Handler(BaseHTTPRequestHandler):
         body = self._body()
         objects[body["metadata"]["name"]] = body
         self._send(json.dumps(body), 201)
+
+    def _delete(self, objects: dict[str, Any]) -> None:
+        """Another pod takes the place of one that is deleted, as its Deployment sees to."""
+        name = self.where["name"]
+        self.api.deleted.append((name, self.query.get("gracePeriodSeconds", [""])[0]))
+        body = objects.pop(name)
+        metadata = body["metadata"] | {"name": f"{name}-again"}
+        self.api.logs[metadata["name"]] = ""
+        self.api.add(self.where["kind"], body | {"metadata": metadata})
+        self._send(json.dumps(body))
 
     def _patch(self, objects: dict[str, Any]) -> None:
         body, where = self._body(), self.where

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from chaos.cluster import Field
 from chaos.ledger import Ledger, acknowledged, in_store, newest_checkpoint
 from chaos.watch import Look, Run
+from cluster_release import cluster
 from fuzz.files import stores
 from fuzz.replay import games
+from replay_games import ReplayProcess, make_games
 from soak.slopes import Sample, draw, median_slope, slopes
 
 from muprover.agent import _Keys
+from muprover.cluster.connection import Cluster
+from muprover.cluster.release import Release
 from muprover.replay.wire import game_from_proto
 from muprover.runfolder import RunFolder
+from muprover.services.replay import RemoteReplayBuffer
 
 
 @pytest.fixture
@@ -78,6 +85,25 @@ def test_full_speed_is_when_all_is_as_fast_as_before():
     recovery = run.await_recovery(20.0, before, share=0.9, until=float("inf"))
     assert recovery.full == pytest.approx(5.0, abs=0.5)
     assert recovery.again == pytest.approx(4.2, abs=0.5)
+
+
+def test_on_a_cluster_pods_are_killed_and_their_games_accounted_for(tmp_path: Path):
+    with cluster(tmp_path) as api, ReplayProcess(tmp_path / "replay") as server:
+        played = make_games(server.config, [3, 4, 5], np.random.default_rng(0))
+        replay = RemoteReplayBuffer(server.address, server.config)
+        replay.add(played[:2])
+        replay.close()
+        words = api.objects["pods"]["r-muprover-replay-0"]["spec"]["containers"][0]["args"]
+        words[words.index("--game") + 1] = str(server.folder / "made_up.py")
+        words += ["--port", str(server.port)]
+        api.logs["r-muprover-agent-0"] = f"acknowledged: {_Keys(played)}\n"
+        field = Field(Release(Cluster(str(tmp_path / "kubeconfig"))))
+        [agent] = field.release.pods("agent")
+        death = field.kill(agent)
+        assert death.ready_after is not None
+        assert api.deleted == [("r-muprover-agent-0", "0")]
+        assert field.acknowledged == {game.key for game in played}
+        assert field.stored() == Counter(game.key for game in played[:2])
 
 
 def test_growth_is_measured_in_spite_of_outliers(tmp_path: Path):

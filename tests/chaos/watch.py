@@ -155,6 +155,7 @@ class Run:
         """Watches from `since` on until all is as fast as before, or until a moment."""
         again = full = None
         best = 0.0
+        known = [name for name in RATES if before[name] > 0]  # else it had not recovered before
         while full is None and self.seconds < until and self.launcher.poll() is None:
             time.sleep(LOOK_SECONDS)
             looks = [look for look in list(self._looks) if look.time >= since]
@@ -165,7 +166,7 @@ class Run:
                     break
                 if again is None and self._all_move(look.time):
                     again = look.time - since
-                reached = min(window[n] / max(1e-9, before[n]) for n in RATES)
+                reached = min((window[n] / before[n] for n in known), default=0.0)
                 best = max(best, reached)
                 if reached >= share and again is not None:
                     full = look.time - since
