@@ -3,8 +3,8 @@
     KUBECONFIG=… python tests/chaos/cluster.py --release muprover --minutes 10 --interval 30
 
 Install the release with `--set global.logLevel=debug`, so that agents say what was acknowledged,
-and with a `config.replay.max_size` that nothing is evicted from. A pod that is deleted without grace is
-killed as kill −9 does; what its agent had said until then is read just before.
+and with a `config.replay.max_size` that nothing is evicted from. A pod that is deleted without
+grace is killed as kill −9 does; what its agent had said until then is read just before.
 """
 
 from __future__ import annotations

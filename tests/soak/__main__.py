@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from chaos.watch import Process, Run
 
-from soak.slopes import Sample, draw, slopes, table, write_csv
+from soak.picture import draw
+from soak.slopes import Sample, slopes, table, write_csv
 from soak.usage import disk_mb, usage
 
 END_SECONDS = 60.0  # that an agent may take to end

@@ -1,4 +1,4 @@
-"""How figures grow over time, and a picture of it."""
+"""How figures grow over time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 HOUR = 3600.0
 MOST_PAIRS = 60  # of points: the slope is the median over all pairs of them
@@ -67,26 +67,3 @@ def write_csv(samples: Sequence[Sample], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(Sample._fields)
         writer.writerows(samples)
-
-
-def draw(samples: Sequence[Sample], path: Path, since: float) -> None:
-    """A plot for each figure, a line for each component; from `since` on growth is measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figures = list(dict.fromkeys(s.figure for s in samples))
-    plots: Any
-    picture, plots = pyplot.subplots(len(figures), 1, figsize=(9, 3 * len(figures)), sharex=True)
-    for plot, figure in zip(plots, figures, strict=True):
-        for component in dict.fromkeys(s.component for s in samples if s.figure == figure):
-            mine = [s for s in samples if (s.component, s.figure) == (component, figure)]
-            plot.plot([s.seconds / 60 for s in mine], [s.value for s in mine], label=component)
-        plot.axvline(since / 60, color="grey", linestyle=":")
-        plot.set_ylabel(figure.replace("_", " "))
-        plot.set_ylim(bottom=0)
-        plot.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    plots[-1].set_xlabel("minutes")
-    picture.savefig(path, bbox_inches="tight")
-    pyplot.close(picture)
