@@ -40,7 +40,7 @@ def test_games_that_are_lost_or_doubled_are_counted(folder: RunFolder):
     assert acknowledged(folder) == set(keys)
     stored = Counter([keys[0], keys[1], keys[1]])
     ledger = Ledger(folder, torn={keys[2]})
-    assert ledger.balance(stored) == {
+    assert ledger.balance(acknowledged(folder), stored) == {
         "acknowledged": 4,
         "stored": 2,
         "lost": 1,

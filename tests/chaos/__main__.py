@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from chaos.faults import FAULTS, Clock, Fault, Scene, faketime
-from chaos.ledger import Ledger, backed_up
+from chaos.ledger import Ledger, acknowledged, backed_up
 from chaos.watch import Recovery, Run
 
 WARM_SECONDS = 20.0  # at full speed, before the first fault
@@ -189,7 +189,8 @@ def balance(args: argparse.Namespace, scene: Scene, events: list[Event]) -> dict
         scene.run.wait_for(lambda: scene.run.process("replay") is not None, 60, "replay is back")
         replay = scene.run.process("replay")
     assert replay is not None
-    games = scene.ledger.balance(backed_up(f"localhost:{replay.option('--port')}"))
+    known = acknowledged(scene.run.folder)  # first: more are played meanwhile
+    games = scene.ledger.balance(known, backed_up(f"localhost:{replay.option('--port')}"))
     return {
         "games": games,
         "trainer_resumed_at": scene.ledger.resumed_steps(),

@@ -67,9 +67,8 @@ class Ledger:
         """To be called just before."""
         self.least_steps.append(newest_checkpoint(self.folder))
 
-    def balance(self, stored: Counter[Key]) -> dict[str, int]:
-        """Of games."""
-        known = acknowledged(self.folder)
+    def balance(self, known: set[Key], stored: Counter[Key]) -> dict[str, int]:
+        """Of games: those acknowledged, and those stored a moment later."""
         lost = known - set(stored) - self.torn
         return {
             "acknowledged": len(known),

@@ -78,7 +78,7 @@ def main() -> None:
 def plainly(name: str, runs: int, folder: Path, seed: int, hang: int) -> None:
     from fuzz import plain, targets
 
-    target = targets.load()[name]
+    target = targets.of_name(name)
     work = folder / "work"
     work.mkdir()
     meter = Meter(target.open(work), runs, folder)
@@ -101,7 +101,7 @@ def with_atheris(name: str, runs: int, folder: Path, seed: int, hang: int) -> No
     with atheris.instrument_imports(include=["muprover"], exclude=["muprover.v1"]):
         from fuzz import plain, targets
 
-        target = targets.load()[name]
+        target = targets.of_name(name)
     work, corpus = folder / "work", folder / "corpus"
     work.mkdir()
     corpus.mkdir()

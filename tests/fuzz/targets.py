@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Iterable
 
 from fuzz.target import Target
 
-MODULES = ("environment", "replay", "network", "files", "answers")
+MODULES = {  # by the first word of their targets' names
+    "environment": "environment",
+    "replay": "replay",
+    "file": "files",
+    "answer": "answers",
+    "network": "network",
+}
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def load(modules: tuple[str, ...] = MODULES) -> dict[str, Target]:
-    found = [importlib.import_module(f"fuzz.{name}") for name in modules]
+def load(kinds: Iterable[str] = tuple(MODULES)) -> dict[str, Target]:
+    """Those of some kinds."""
+    found = [importlib.import_module(f"fuzz.{MODULES[kind]}") for kind in kinds]
     return {target.name: target for module in found for target in module.TARGETS}
+
+
+def of_name(name: str) -> Target:
+    return load((name.partition(".")[0],))[name]
