@@ -73,7 +73,7 @@ def from_tensor(
     given = tuple(tensor.shape[:])  # a slice is twice as fast to read
     if dtype is not None and numpy_dtype != np.dtype(dtype):
         raise TensorError(f"{name} is {numpy_dtype.name}, must be {np.dtype(dtype).name}")
-    if shape is not None and not _fits(given, shape):
+    if shape is not None and len(given) <= _MAX_AXES and not _fits(given, shape):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise TensorError(f"{name} has shape {list(given)}, must be [{wanted}]")
     return _array(tensor.data, numpy_dtype, given, name)

@@ -46,12 +46,13 @@ def test_what_is_sound_is_taken(tmp_path):
 
 
 def test_every_call_of_every_service_has_a_target():
-    from muprover.v1 import environment_pb2, replay_pb2
+    from muprover.v1 import environment_pb2, models_pb2, replay_pb2
 
-    for service, module in (("EnvironmentService", environment_pb2), ("ReplayService", replay_pb2)):
-        name = service.removesuffix("Service").lower()
-        for method in module.DESCRIPTOR.services_by_name[service].methods:
-            assert f"{name}.{method.name}" in TARGETS
+    kinds = {"environment": environment_pb2, "replay": replay_pb2, "models": models_pb2}
+    for kind, module in kinds.items():
+        for service in module.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                assert f"{kind}.{method.name}" in TARGETS
 
 
 def test_what_is_joined_is_split_again():

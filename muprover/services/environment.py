@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 MAX_GAMES_PER_STREAM = 1024
 MAX_STREAMS, MAX_GAMES = 8192, 262_144  # of one server
+MAX_SENTENCE = 1024  # characters: an answer's end has little room
 SERVICE = environment_pb2.DESCRIPTOR.services_by_name["EnvironmentService"].full_name
 
 STREAMS = Gauge("muprover_environment_streams", "Streams that are open.")
@@ -95,7 +96,7 @@ class EnvironmentServicer(environment_pb2_grpc.EnvironmentServiceServicer):
         except RequestError as error:
             ERRORS.labels(error.code.name).inc()
             log.warning("stream of %s ends: %s: %s", context.peer(), error.code.name, error)
-            await context.abort(error.code, str(error))
+            await context.abort(error.code, str(error)[:MAX_SENTENCE])
 
     async def _play(self, requests: AsyncIterator[PlayRequest], context: Any) -> None:
         worker = min(self._workers, key=lambda worker: worker.num_streams)

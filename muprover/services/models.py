@@ -170,7 +170,7 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
         there = ", ".join(map(str, self._numbers)) or "none"
         await context.abort(
             grpc.StatusCode.NOT_FOUND,
-            f"no version that is here has a file with SHA-256 {sha256.hex()}; versions: {there}",
+            f"no version that is here has a file with SHA-256 {sha256[:32].hex()}; versions: {there}",
         )
         raise AssertionError  # `abort` has raised
 

@@ -78,6 +78,7 @@ class Run:
         self._ended = threading.Event()
         self._threads = ThreadPoolExecutor(16, "scrape")
         self.output = folder.with_suffix(".out")
+        self.output.parent.mkdir(parents=True, exist_ok=True)
         self.start()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()

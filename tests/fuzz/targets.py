@@ -13,6 +13,7 @@ MODULES = {  # by the first word of their targets' names
     "replay": "replay",
     "file": "files",
     "answer": "answers",
+    "models": "models",
     "network": "network",
 }
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
