@@ -168,9 +168,10 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
                 descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
                 return open(descriptor, "rb", buffering=0)
         there = ", ".join(map(str, self._numbers)) or "none"
+        wanted = sha256[:32].hex()
         await context.abort(
             grpc.StatusCode.NOT_FOUND,
-            f"no version that is here has a file with SHA-256 {sha256[:32].hex()}; versions: {there}",
+            f"no version that is here has a file with SHA-256 {wanted}; versions: {there}",
         )
         raise AssertionError  # `abort` has raised
 
