@@ -42,7 +42,8 @@ def open_fetch(folder: Path) -> Feed:
 
     def feed(data: bytes) -> None:
         for request in parsed(models_pb2.FetchRequest, [data]):
-            run(answers(servicer.Fetch(request, AsyncCall())))
+            context = AsyncCall()
+            run(answers(servicer.Fetch(request, context), context))
 
     return feed
 

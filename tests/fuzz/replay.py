@@ -69,8 +69,8 @@ def streaming(name: str, kind: Any) -> Callable[[Path], Feed]:
         replay = Replay(folder)
 
         def feed(data: bytes) -> None:
-            requests = stream(parsed(kind, split(data)))
-            replay.run(answers(getattr(replay.servicer, name)(requests, AsyncCall())))
+            requests, context = stream(parsed(kind, split(data))), AsyncCall()
+            replay.run(answers(getattr(replay.servicer, name)(requests, context), context))
 
         return feed
 
@@ -95,8 +95,9 @@ def open_backup(folder: Path) -> Feed:
         request = replay_pb2.AddRequest(games=parsed(replay_pb2.GameHistory, [data]))
         replay.run(replay.servicer.Add(request, AsyncCall()))
         if next(number) % 16 == 0:
-            request = replay_pb2.BackupRequest()
-            assert replay.run(answers(replay.servicer.Backup(request, AsyncCall())))
+            context = AsyncCall()
+            backup = replay.servicer.Backup(replay_pb2.BackupRequest(), context)
+            assert replay.run(answers(backup, context))
 
     return feed
 
