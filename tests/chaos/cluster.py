@@ -35,10 +35,11 @@ import sys, tempfile
 from pathlib import Path
 from muprover.game import load_game
 from muprover.services.replay_backup import backup
-game = load_game(sys.argv[1], sys.argv[2] or None)
+_, port, *game_and_config = sys.argv
+game = load_game(*game_and_config)
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "backup"
-    backup("localhost:" + sys.argv[3], game.config, path)
+    backup("localhost:" + port, game.config, path)
     sys.stdout.buffer.write(path.read_bytes())
 """
 
@@ -89,8 +90,9 @@ class Field:
         """What the replay server streams."""
         [pod] = self.release.pods("replay")
         words = words_of(pod.body["spec"]["containers"][0])
-        game, config = option_of(words, "--game") or "", option_of(words, "--config") or ""
-        command = ["python", "-c", BACKUP, game, config, option_of(words, "--port") or "50001"]
+        given = [option_of(words, "--game"), option_of(words, "--config")]
+        port = option_of(words, "--port") or "50001"
+        command = ["python", "-c", BACKUP, port, *(word for word in given if word)]
         parts = self.release.cluster.execute(pod.name, pod.main_container, command)
         return Counter(_keys(parts))
 
