@@ -226,7 +226,7 @@ class RemoteEnvironments(Environments):
         self._channel.close()
 
     def announce(self, rows: ArrayLike, seeds: ArrayLike) -> None:
-        self._announced[rows] = seeds
+        self._announced[np.asarray(rows)] = np.asarray(seeds)
 
     def _reset_games(self, rows: NDArray[Any], seeds: NDArray[Any]) -> TimeStep:
         if (self._begun_seeds[rows] == seeds).all():
