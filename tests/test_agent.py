@@ -16,6 +16,7 @@ from muprover.environment import Environments, TimeStep
 from muprover.game import load_game
 from muprover.history import GameHistory
 from muprover.policy import Policy, PolicyOutput, SearchInputs
+from muprover.selfplay import random_actions
 from muprover.services import waiting
 from muprover.services.client import ContractError, ServiceError
 
@@ -32,8 +33,11 @@ def unavailable() -> ServiceError:
 
 
 def uniform(inputs: SearchInputs, details: bool = False) -> PolicyOutput:
+    """Any legal action, so that games do not end together."""
     weights = inputs.legal_actions / inputs.legal_actions.sum(1, keepdims=True)
-    action = inputs.legal_actions.argmax(1).astype(np.int32)
+    action = random_actions(
+        inputs.legal_actions, np.random.default_rng(inputs.seed.view(np.uint32))
+    )
     values = np.full(len(weights), 0.5, np.float32)
     return PolicyOutput(action, weights.astype(np.float32), values, version=3)
 
