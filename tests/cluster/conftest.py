@@ -18,7 +18,7 @@ import pytest
 from helm import find_kubectl
 from installed import Installed, Toolbox, helms, make_namespace
 from kubectl import Failed, Kubectl, run
-from results import FOLDER, Results
+from results import Results
 
 SECONDS = 3600  # that one test may take; what it waits for has limits of its own
 RESULTS = pytest.StashKey[Results]()
@@ -67,7 +67,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for row in config.stash[RESULTS].new:
         terminalreporter.write_line(f"[{row['#']}] {row['outcome']}: {row['done']}")
         terminalreporter.write_line(f"      {row['seen']}")
-        terminalreporter.write_line(f"      all in {FOLDER}/results.md")
 
 
 def facts() -> dict[str, Any]:

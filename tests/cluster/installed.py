@@ -149,7 +149,14 @@ class Installed:
         """
         helm = helm or max(helms())
         sets = [word for setting in settings for word in ("--set", setting)]
-        words = ["upgrade", self.name, str(CHARTS), "--reuse-values", *image_options(), *sets]
+        words = [
+            "upgrade",
+            self.name,
+            str(CHARTS),
+            "--reset-then-reuse-values",
+            *image_options(),
+            *sets,
+        ]
         words += ["--wait", "--timeout", TIMEOUT] if wait else []
         words += ["--force-conflicts"] if force and helm >= 4 else []
         return run(*self._helm(helm), *words, seconds=1000)
@@ -179,7 +186,12 @@ class Installed:
         return f"{kind}/{self.fullname}-{component}"
 
     def replicas(self, component: str) -> int:
-        return int(self.kubectl.json("get", self.workload(component))["spec"]["replicas"])
+        apps = self.kubectl.cluster.apps
+        kinds = {"network": apps.read_namespaced_stateful_set}
+        read = kinds.get(component, apps.read_namespaced_deployment)
+        return int(
+            self.kubectl.cluster.ask(read, f"{self.fullname}-{component}")["spec"]["replicas"]
+        )
 
     def num_ready(self, component: str) -> int:
         return sum(map(is_ready, self.pods(component)))

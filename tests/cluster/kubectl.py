@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 
 import yaml
 from helm import find_kubectl
+
+from muprover.cluster.connection import Cluster, ClusterError
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -29,7 +32,7 @@ def wait_for(what: str, condition: Callable[[], T], seconds: float, every: float
             if answer := condition():
                 return answer
             why = f"last answer: {answer}"
-        except (Failed, KeyError, IndexError, ValueError) as error:
+        except (Failed, ClusterError, KeyError, IndexError, ValueError) as error:
             why = f"last error: {error}"
         if time.monotonic() > deadline:
             raise AssertionError(f"no {what} within {seconds * SLOWNESS:g} s ({why})")
@@ -69,15 +72,21 @@ class Kubectl:
     def apply(self, *objects: Object) -> None:
         self("apply", "--filename", "-", stdin=yaml.safe_dump_all(objects))
 
+    @functools.cached_property
+    def cluster(self) -> Cluster:
+        """The same namespace without a process for each question."""
+        return Cluster(namespace=self.namespace)
+
     def pods(self, selector: str) -> list[Object]:
         """Those that are not being deleted."""
-        found = self.json("get", "pods", "--selector", selector)["items"]
+        core = self.cluster.core
+        found = self.cluster.ask(core.list_namespaced_pod, label_selector=selector)["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def raw(self, pod: str, port: int, path: str = "metrics") -> str:
         """What a pod answers through the API server."""
-        place = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:{port}/proxy/{path}"
-        return self("get", "--raw", place)
+        ask = self.cluster.core.connect_get_namespaced_pod_proxy_with_path
+        return self.cluster.read(ask, f"{pod}:{port}", path=path).decode()
 
     def python(self, pod: str, code: str, *words: str, container: str = "") -> str:
         """What a Python program prints that runs in a pod."""

@@ -57,7 +57,7 @@ def test_a_game_passes_through_all_components(release: Installed, saw: Any) -> N
     saw("both pods succeeded: environment check, and a game through all components")
 
 
-@pytest.mark.row("status", "`muprover cluster status`, `logs`, `scale`, `download`")
+@pytest.mark.row("status", "`muprover cluster status`, `logs`, `download`")
 def test_muprover_cluster_sees_it(
     release: Installed, toolbox: Toolbox, tmp_path: Path, saw: Any
 ) -> None:

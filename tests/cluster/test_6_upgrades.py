@@ -25,7 +25,7 @@ def test_an_earlier_chart_is_upgraded(release: Installed, tmp_path: Path, saw: A
     tag = about["appVersion"]
     about |= {"version": "0.0.1", "appVersion": "0.0.1"}
     (earlier / "Chart.yaml").write_text(yaml.safe_dump(about))
-    words = ["--reuse-values", *image_options(), "--wait", "--timeout", "900s"]
+    words = ["--reset-then-reuse-values", *image_options(), "--wait", "--timeout", "900s"]
     tagged = ["--set-string", f"common.image.tag={tag}"] if "tag" not in str(words) else []
     release.helm("upgrade", release.name, str(earlier), *words, *tagged)
     started = {pod["metadata"]["name"] for pod in release.pods()}
