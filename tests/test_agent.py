@@ -36,7 +36,7 @@ def uniform(inputs: SearchInputs, details: bool = False) -> PolicyOutput:
     """Any legal action, so that games do not end together."""
     weights = inputs.legal_actions / inputs.legal_actions.sum(1, keepdims=True)
     action = random_actions(
-        inputs.legal_actions, np.random.default_rng(inputs.seed.view(np.uint32))
+        inputs.legal_actions, np.random.default_rng(inputs.seed.view(np.uint32).ravel())
     )
     values = np.full(len(weights), 0.5, np.float32)
     return PolicyOutput(action, weights.astype(np.float32), values, version=3)
@@ -219,7 +219,7 @@ def test_told_to_stop_while_the_network_is_away_it_ends_with_what_it_knows():
         return uniform(inputs)
 
     replay = FakeReplay()
-    with Running(replay, lost, [GAME.make_environments(4)]) as agent:
+    with Running(replay, lost, [GAME.make_environments(32)]) as agent:
         assert away.wait(20)
     assert agent.status == 0
     unfinished = [game for game in replay.games if not game.terminated]

@@ -147,6 +147,8 @@ def first(runs) -> dict[str, Any]:
         env=runs.environment,
         stdout=subprocess.PIPE,
         text=True,
+        # where tests run in the background, Ctrl-C is ignored by all that they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     followed = follower.stdout.readline()  # of an export, as they are many
     follower.send_signal(signal.SIGINT)
