@@ -141,7 +141,7 @@ def connect_network(
 def connect_replay(
     address: str, config: Config, stop: threading.Event, clients: ExitStack
 ) -> Replay:
-    from muprover.services.replay import RemoteReplayBuffer
+    from muprover.services.remote_replay import RemoteReplayBuffer
 
     replay = RemoteReplayBuffer(address, config)
     clients.callback(replay.close)

@@ -1,4 +1,4 @@
-"""Environment servers for tests, each on a free port."""
+"""Environment servers for tests, each on a free port, and clients of six games."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ import asyncio
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
 import grpc
+import numpy as np
+from prometheus_client import REGISTRY
 
 from muprover.config import Config, GameConfig, TrainingConfig
 from muprover.environment import Environment
 from muprover.game import Game, load_game
-from muprover.services.environment import serving
+from muprover.services.environment import RemoteEnvironments, serving
 from muprover.v1.environment_pb2_grpc import add_EnvironmentServiceServicer_to_server
+
+ROWS = np.arange(6)
+SERVE = """
+from muprover.game import load_game
+from muprover.services.environment import serve
+serve(load_game("tictactoe"), {port}, workers={workers}, host="localhost")
+"""  # a process of its own
 
 
 @contextlib.contextmanager
@@ -73,3 +83,20 @@ def game_of(environment: type[Environment], **facts: Any) -> Game:
     return Game(
         "tested", Config(game=GameConfig(**given | facts), training=TrainingConfig()), module
     )
+
+
+def remote(address: str, game: Game | str, num_games: int = len(ROWS)) -> RemoteEnvironments:
+    config = (load_game(game) if isinstance(game, str) else game).config
+    return RemoteEnvironments(address, config, num_games, timeout=20)
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits for what a server does by itself."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0

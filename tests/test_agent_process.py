@@ -20,7 +20,7 @@ from replay_games import free_port
 
 from muprover.agent import run
 from muprover.game import load_game
-from muprover.services.replay import RemoteReplayBuffer
+from muprover.services.remote_replay import RemoteReplayBuffer
 
 GAME = load_game("tictactoe")
 

@@ -23,7 +23,7 @@ from muprover.cluster.connection import Cluster
 from muprover.cluster.release import Release
 from muprover.replay.wire import game_from_proto
 from muprover.runfolder import RunFolder
-from muprover.services.replay import RemoteReplayBuffer
+from muprover.services.remote_replay import RemoteReplayBuffer
 
 
 @pytest.fixture

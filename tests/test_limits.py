@@ -25,11 +25,12 @@ from replay_games import ReplayThread, free_port, make_game, make_games
 
 from muprover.game import load_game
 from muprover.replay.waiting import Turns, WaitClock
+from muprover.replay.wire import game_to_proto
 from muprover.services import environment, limits, metrics_port, replay, server
 from muprover.services.client import ServiceError, open_channel
 from muprover.services.environment import RemoteEnvironments
 from muprover.services.limits import Places, RequestError, allow_open_files
-from muprover.services.replay import RemoteReplayBuffer
+from muprover.services.remote_replay import RemoteReplayBuffer
 from muprover.services.server import ALIVE, SERVER_OPTIONS, ThreadedServer, start_metrics
 from muprover.v1 import environment_pb2_grpc, replay_pb2, replay_pb2_grpc
 
@@ -154,7 +155,7 @@ def test_games_that_wait_for_the_disk_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "MAX_WAITING_BYTES", 100)
     with ReplayThread(tmp_path) as kept, open_channel(kept.address) as channel:
         stub = replay_pb2_grpc.ReplayServiceStub(channel)
-        game = replay.game_to_proto(make_game(kept.config, 10, np.random.default_rng(0)))
+        game = game_to_proto(make_game(kept.config, 10, np.random.default_rng(0)))
         with pytest.raises(grpc.RpcError) as error:
             stub.Add(replay_pb2.AddRequest(games=[game]), timeout=60)
         assert error.value.code() == EXHAUSTED

@@ -9,7 +9,8 @@ from replay_games import ReplayProcess, make_config, make_game, make_games
 
 from muprover.replay.wire import game_to_proto
 from muprover.services.client import ServiceError, open_channel
-from muprover.services.replay import SERVICE, RemoteReplayBuffer
+from muprover.services.remote_replay import RemoteReplayBuffer
+from muprover.services.replay import SERVICE
 from muprover.v1 import replay_pb2, replay_pb2_grpc
 
 

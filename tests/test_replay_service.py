@@ -27,7 +27,8 @@ from replay_games import (
 from muprover.config import SettingsError
 from muprover.replay.wire import game_to_proto
 from muprover.services.client import ContractError, ServiceError, open_channel
-from muprover.services.replay import SERVICE, RemoteReplayBuffer
+from muprover.services.remote_replay import RemoteReplayBuffer
+from muprover.services.replay import SERVICE
 from muprover.services.replay_backup import backup, restore
 from muprover.services.waiting import Stopped
 from muprover.v1 import replay_pb2, replay_pb2_grpc

@@ -25,7 +25,7 @@ from muprover.model.training import Training, example_batch, restore_newest
 from muprover.replay import Batch
 from muprover.services.health import HealthPort
 from muprover.services.models import ModelPort
-from muprover.services.replay import RemoteReplayBuffer
+from muprover.services.remote_replay import RemoteReplayBuffer
 from muprover.services.server import start_metrics
 from muprover.services.waiting import Stopped
 from muprover.standby import await_turn, is_standby

@@ -13,7 +13,7 @@ from muprover.history import GameHistory
 from muprover.replay.records import CONTRACT, GAME, encode, read_records
 from muprover.replay.wire import game_from_proto, game_to_proto
 from muprover.services.client import check_contract
-from muprover.services.replay import RemoteReplayBuffer
+from muprover.services.remote_replay import RemoteReplayBuffer
 from muprover.tensors import TensorError
 from muprover.v1 import replay_pb2
 

@@ -29,7 +29,7 @@ from muprover.history import GameHistory
 from muprover.services import client
 from muprover.services.environment import RemoteEnvironments
 from muprover.services.limits import allow_open_files
-from muprover.services.replay import RemoteReplayBuffer
+from muprover.services.remote_replay import RemoteReplayBuffer
 
 MUPROVER = [sys.executable, "-m", "muprover.cli"]
 LIMITED = ["replay.samples_per_insert=1", "replay.min_size_to_sample=1"]  # then nobody has room

@@ -26,7 +26,7 @@ from replay_games import ReplayProcess, make_config, make_games
 from muprover.replay import ReplayBuffer
 from muprover.replay.durable import DurableReplay
 from muprover.replay.wire import game_to_proto
-from muprover.services.replay import RemoteReplayBuffer
+from muprover.services.remote_replay import RemoteReplayBuffer
 
 BATCH = 512
 GROUP = 32  # games of one request

@@ -27,7 +27,7 @@ from muprover.game import Game, load_game
 from muprover.policy import PolicyOutput, SearchInputs
 from muprover.runfolder import machine
 from muprover.selfplay import play_games
-from muprover.services.replay import RemoteReplayBuffer
+from muprover.services.remote_replay import RemoteReplayBuffer
 
 SETTINGS = ["replay.samples_per_insert=null", "replay.max_size=20000"]
 
