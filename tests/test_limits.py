@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from bare_servers import bare_server
 from environment_servers import environment_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import REGISTRY
@@ -162,6 +163,12 @@ def test_games_that_wait_for_the_disk_are_bounded(tmp_path, monkeypatch):
         assert "bytes of games that wait for the disk and at most 100" in error.value.details()
 
 
+@contextlib.contextmanager
+def threaded_server() -> Iterator[str]:
+    with bare_server(lambda: ThreadedServer([], 0, "localhost")) as port:
+        yield f"localhost:{port}"
+
+
 def test_calls_that_never_send_their_request_leave_threads_for_others(monkeypatch):
     """Each holds a thread of a `ThreadedServer`; one client (on `localhost` it has two connections)
     does not get them all."""
@@ -182,28 +189,6 @@ def test_calls_that_never_send_their_request_leave_threads_for_others(monkeypatc
         for call in calls:
             call.cancel()
         silent.end()
-
-
-@contextlib.contextmanager
-def threaded_server() -> Iterator[str]:
-    loop, stop, address, ready = asyncio.new_event_loop(), asyncio.Event(), [], threading.Event()
-
-    async def main() -> None:
-        served = ThreadedServer([], 0, "localhost")
-        async with served.running(0):
-            address.append(f"localhost:{served.port}")
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
-    thread.start()
-    assert ready.wait(60)
-    try:
-        yield address[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
 
 
 def test_connections_that_say_nothing_are_closed_and_disturb_nobody(monkeypatch):

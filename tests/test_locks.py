@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -15,6 +14,7 @@ import urllib.request
 
 import grpc
 import pytest
+from bare_servers import bare_server
 from environment_servers import environment_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -59,25 +59,13 @@ def quick(monkeypatch):
 @contextlib.contextmanager
 def server(make, locks, host="localhost"):
     """One without services of its own; its port."""
-    loop, stop, port, ready = asyncio.new_event_loop(), asyncio.Event(), [], threading.Event()
 
-    async def main():
+    def locked():
         with using(locks):
-            served = make([], 0, host)
-        async with served.running(0):
-            port.append(served.port)
-            ready.set()
-            await stop.wait()
+            return make([], 0, host)
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
-    thread.start()
-    assert ready.wait(60)
-    try:
-        yield port[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+    with bare_server(locked) as port:
+        yield port
 
 
 def ask(channel):
