@@ -152,6 +152,21 @@ def test_who_does_not_read_answers_makes_room_for_who_does(tmp_path, monkeypatch
             assert len(calls) == 4
 
 
+def test_batches_that_nobody_takes_are_bounded_in_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "MAX_UNREAD_BYTES", 20_000)
+    with ReplayThread(tmp_path) as kept, open_channel(kept.address) as channel:
+        stub = replay_pb2_grpc.ReplayServiceStub(channel)
+        game = game_to_proto(make_game(kept.config, 10, np.random.default_rng(0)))
+        stub.Add(replay_pb2.AddRequest(games=[game]), timeout=60)
+        for _ in range(2):  # what was taken makes room again
+            sample = replay_pb2.SampleRequest(batch_size=40)
+            assert len(list(stub.Sample(iter([sample] * 3), timeout=60))) == 3
+            with pytest.raises(grpc.RpcError) as error:
+                list(stub.Sample(iter([replay_pb2.SampleRequest(batch_size=300)]), timeout=60))
+            assert error.value.code() == EXHAUSTED
+            assert "bytes of batches that nobody has taken" in error.value.details()
+
+
 def test_games_that_wait_for_the_disk_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "MAX_WAITING_BYTES", 100)
     with ReplayThread(tmp_path) as kept, open_channel(kept.address) as channel:

@@ -27,10 +27,10 @@ def load(folder, contract=CONTRACT):
     """A store, and the games that it holds."""
     store, games = Store(folder, contract), []
 
-    def keep(kind, data):
-        if kind == GAME:
-            games.append(data)
-        return kind == GAME
+    def keep(records):
+        found = [data for kind, data in records if kind == GAME]
+        games.extend(found)
+        return len(found)
 
     store.load(keep)
     return store, games
@@ -288,6 +288,28 @@ def test_settings_that_changed_leave_out_what_no_longer_fits(tmp_path, caplog):
     replay = DurableReplay(make_config(max_size=10, td_steps=3), tmp_path)
     assert len(replay.buffer) == 10
     assert "left out" in caplog.text
+    replay.close()
+
+
+def test_many_games_are_loaded_in_order_with_their_counts(tmp_path):
+    """More than are read at once, one of them wrong, and some after the last counts."""
+    config = make_config(max_size=10_000)
+    rng = np.random.default_rng(0)
+    replay = DurableReplay(config, tmp_path)
+    games = make_games(config, rng.integers(1, 9, size=700), rng)
+    replay.add([[game_to_proto(game)] for game in games[:600]])
+    replay.buffer.counters.sampled_positions = 77
+    replay.add([[game_to_proto(game)] for game in games[600:610]])
+    replay.close()
+    store, _ = load(tmp_path, config.contract)
+    wrong = make_game(config, 3, rng, action=np.full(3, 9, np.int32))
+    append(store, [game_to_proto(game).SerializeToString() for game in [wrong, *games[610:]]])
+    store.close()
+    replay = DurableReplay(config, tmp_path)
+    assert [game.game_id for game in replay.games()] == [game.game_id for game in games]
+    counters = replay.buffer.counters
+    assert (counters.inserted_games, counters.sampled_positions) == (700, 77)
+    assert counters.inserted_positions == len(replay.buffer) == sum(map(len, games))
     replay.close()
 
 

@@ -14,9 +14,11 @@ from google.protobuf.message import DecodeError
 from muprover.config import Config
 from muprover.history import GameHistory
 from muprover.replay.buffer import Counters, ReplayBuffer
+from muprover.replay.checks import GameError
 from muprover.replay.records import COUNTERS, GAME
-from muprover.replay.store import DiskError, Store
+from muprover.replay.store import DiskError, Record, Store
 from muprover.replay.wire import game_from_proto
+from muprover.tensors import TensorError
 from muprover.v1 import replay_pb2
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ class Added(NamedTuple):
     """What became of the games of one request."""
 
     games: list[GameHistory]  # new ones
-    records: list[tuple[int, bytes]]  # the same, for the store
+    records: list[Record]  # the same, for the store
     duplicates: int
 
 
@@ -101,7 +103,7 @@ class DurableReplay:
         finally:
             self._store.close()
 
-    def _append(self, records: Sequence[tuple[int, bytes]]) -> None:
+    def _append(self, records: Sequence[Record]) -> None:
         """As `Store.append`; says once that the disk fails, and once that it works again."""
         try:
             self._store.append(records)
@@ -146,21 +148,49 @@ class DurableReplay:
             sampled_positions=now.sampled_positions,
         )
 
-    def _load(self, kind: int, data: bytes) -> bool:
-        """Takes a record in; True for a game that is kept."""
+    def _load(self, records: Sequence[Record]) -> int:
+        """Takes records in; answers how many games are kept."""
+        counted = max((i for i, (kind, _) in enumerate(records) if kind == COUNTERS), default=0)
+        kept = self._keep(records[:counted])
+        if records[counted][0] == COUNTERS:
+            self._set_counters(records[counted][1])
+        return kept + self._keep(records[counted:])
+
+    def _keep(self, records: Sequence[Record]) -> int:
+        """Adds the games among these; answers how many."""
+        read = (self._read(data) for kind, data in records if kind == GAME)
+        games = [game for game in read if game is not None]
         try:
-            if kind == GAME:
-                game = game_from_proto(replay_pb2.GameHistory.FromString(data))
-                return self.buffer.add(game) == 1
-            if kind == COUNTERS:
-                message = replay_pb2.ReplayCounters.FromString(data)
-                self.buffer.counters = self._flushed = Counters(
-                    message.inserted_games, message.inserted_positions, message.sampled_positions
-                )
-        except (ValueError, DecodeError) as error:
+            self.buffer.check(games)
+        except GameError:
+            games = [game for game in games if self._fits(game)]
+        return self.buffer.insert(games)
+
+    def _read(self, data: bytes) -> GameHistory | None:
+        try:
+            return game_from_proto(replay_pb2.GameHistory.FromString(data))
+        except (TensorError, DecodeError) as error:
+            log.warning("a stored game cannot be read and is left out: %s", error)
+        return None
+
+    def _fits(self, game: GameHistory) -> bool:
+        try:
+            self.buffer.check([game])
+        except GameError as error:
             log.warning("a stored game does not fit and is left out: %s", error)
-        return False
+            return False
+        return True
+
+    def _set_counters(self, data: bytes) -> None:
+        try:
+            message = replay_pb2.ReplayCounters.FromString(data)
+        except DecodeError as error:
+            log.warning("stored counts cannot be read: %s", error)
+        else:
+            self.buffer.counters = self._flushed = Counters(
+                message.inserted_games, message.inserted_positions, message.sampled_positions
+            )
 
 
-def _counters_record(counters: Counters) -> tuple[int, bytes]:
+def _counters_record(counters: Counters) -> Record:
     return COUNTERS, replay_pb2.ReplayCounters(**asdict(counters)).SerializeToString()

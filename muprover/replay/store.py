@@ -17,6 +17,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -27,7 +28,11 @@ log = logging.getLogger(__name__)
 
 _SMALLEST_FILE = 1 << 20  # bytes, before another one is begun
 _LARGEST_FILE = 64 << 20
+_RECORDS_AT_ONCE = 256  # that are loaded
 _FORMAT = "1"
+
+
+Record = tuple[int, bytes]  # a kind of `records`, and what is kept
 
 
 class StoreError(SettingsError):
@@ -68,9 +73,9 @@ class Store:
         """Of disk."""
         return sum(file.size for file in list(self._files))  # others append meanwhile
 
-    def load(self, keep: Callable[[int, bytes], bool]) -> None:
-        """Calls `keep(kind, bytes)` for each record, oldest first; it says whether to count it as
-        a game. To be called once, before anything is appended."""
+    def load(self, keep: Callable[[Sequence[Record]], int]) -> None:
+        """Calls `keep` with some (kind, bytes) records after the other, oldest first; it answers
+        how many to count as games. To be called once, before anything is appended."""
         try:
             for file in self._files:
                 self._load(file, keep)
@@ -78,7 +83,7 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot read replay store {self._folder}: {error}") from None
 
-    def append(self, records: Sequence[tuple[int, bytes]]) -> None:
+    def append(self, records: Sequence[Record]) -> None:
         """Keeps (kind, bytes) records, all or none; they are on the disk when this returns.
 
         Raises `DiskError`, and then keeps none.
@@ -115,12 +120,13 @@ class Store:
             self._log.close()
         self._lock.close()
 
-    def _load(self, file: _File, keep: Callable[[int, bytes], bool]) -> None:
+    def _load(self, file: _File, keep: Callable[[Sequence[Record]], int]) -> None:
         length = file.path.stat().st_size
         with file.path.open("rb") as stream:
-            for kind, data, end in read_records(stream, file.path, length):
-                file.games += keep(kind, data)
-                file.size = end
+            records = read_records(stream, file.path, length)
+            while some := list(islice(records, _RECORDS_AT_ONCE)):
+                file.games += keep([(kind, data) for kind, data, _ in some])
+                file.size = some[-1][2]
         excess = length - file.size
         if excess and file is self._files[-1]:
             log.warning("%s: cut %d bytes of an unfinished write", file.path, excess)

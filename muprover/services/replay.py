@@ -47,6 +47,7 @@ GAMES_AT_ONCE = 64  # of a backup and of its restore
 MAX_AGENTS = 16_384  # whose names are remembered
 MAX_WAITING_BYTES = 256 << 20  # of games that are not on the disk yet
 MAX_SAMPLE_STREAMS, MAX_COPIES = 64, 8  # at once; a copy is a backup or its restore
+MAX_UNREAD_BYTES = 256 << 20  # of batches that are being sampled, or not taken yet
 
 
 class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
@@ -68,6 +69,7 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         self._sample_clock, self._admit_clock = WaitClock(), WaitClock()
         self._agents: dict[str, float] = {}  # when each was last heard of, longest ago first
         self._samplers = Places(MAX_SAMPLE_STREAMS, "streams of samples")
+        self._unread = Places(MAX_UNREAD_BYTES, "bytes of batches that nobody has taken")
         self._copies = Places(MAX_COPIES, "backups")
         self._waiting = Places(MAX_WAITING_BYTES, "bytes of games that wait for the disk")
         self._ending = False
@@ -130,16 +132,21 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         async with in_words(context):
             with self._samplers.take():
                 async for request in spoken(requests):
-                    response = await self._next_sample(request.batch_size)
-                    async with being_read(context):
-                        await context.write(response)
+                    size = request.batch_size
+                    await self._await_turn(size)
+                    with self._unread.take(size * self._sample_bytes):
+                        response = await self._next_sample(size)
+                        async with being_read(context):
+                            await context.write(response)
 
-    async def _next_sample(self, size: int) -> replay_pb2.SampleResponse:
-        """A batch, when the rate limit allows it."""
+    async def _await_turn(self, size: int) -> None:
+        """Returns when the rate limit allows a batch."""
         self._check_batch_size(size)
         await self._turns.wait(partial(self._may_answer, size), self._sample_clock)
         if self._ending:
             raise RequestError(grpc.StatusCode.UNAVAILABLE, "the replay server is ending")
+
+    async def _next_sample(self, size: int) -> replay_pb2.SampleResponse:
         self._reserved += size
         try:
             response: replay_pb2.SampleResponse = await self._in_thread(self._sample, size)
@@ -212,7 +219,8 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         return batch_to_proto(self._buffer.sample(size, self._rng))
 
     def _check_batch_size(self, size: int) -> None:
-        largest = min(self._limiter.largest_batch or MAX_MESSAGE_BYTES, self._largest_message())
+        in_message = MAX_MESSAGE_BYTES // self._sample_bytes
+        largest = min(self._limiter.largest_batch or in_message, in_message)
         if not 1 <= size <= largest:
             raise RequestError(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -220,13 +228,14 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
                 "the rate limit's tolerance allow",
             )
 
-    def _largest_message(self) -> int:
-        """Samples that fit into one."""
+    @property
+    def _sample_bytes(self) -> int:
+        """Of a message, for each sample."""
         game, steps = self._config.game, self._config.training.num_unroll_steps + 1
         observation = np.dtype(game.observation_dtype).itemsize * int(
             np.prod(game.network_observation_shape)
         )
-        return MAX_MESSAGE_BYTES // (observation + 4 * steps * (game.num_actions + 4) + 64)
+        return observation + 4 * steps * (game.num_actions + 4) + 64
 
     def _may_answer(self, size: int) -> bool:
         return self._ending or self._may_sample(size)
