@@ -11,6 +11,7 @@ from itertools import count, islice
 from pathlib import Path
 
 from muprover.config import Config, SettingsError
+from muprover.model.compiled import VARIABLE as COMPILED
 from muprover.runfolder import MODEL_NAME, RunFolder, num_cores
 from muprover.services.locks import TLS, TLS_CLIENTS, TOKEN_FILE
 from muprover.serving_config import (
@@ -115,11 +116,19 @@ def make_components(
             [*commands[name], *_metrics(name, ports), *everywhere],
             folder.log(name),
             grace_seconds=GRACE_SECONDS.get(name, DEFAULT_GRACE_SECONDS),
-            environment=environment,
+            environment=environment | _compiled(name, layout, folder),
             has_standby=layout.standby and name in SLOW_TO_START,
         )
         for name in layout.names
     ]
+
+
+def _compiled(name: str, layout: Layout, folder: RunFolder) -> dict[str, str]:
+    """Where a component keeps what XLA compiles, which depends on its threads."""
+    if name not in SLOW_TO_START:
+        return {}
+    threads = layout.trainer_threads if name == "trainer" else layout.network_threads
+    return {COMPILED: str((folder.compiled / f"{name}-{threads}").resolve())}
 
 
 def _commands(

@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def compiled(self) -> Path:
+        """What XLA compiled, for processes that start again."""
+        return self.path / "compiled"
+
+    @property
     def evaluations(self) -> Path:
         return self.path / "evaluations.jsonl"
 

@@ -17,6 +17,7 @@ from muprover.commands.options import (
     start_logging,
 )
 from muprover.config import SettingsError
+from muprover.model.compiled import keep_compiled
 
 
 def add_environment(commands: Any) -> None:
@@ -178,6 +179,7 @@ def add_network(commands: Any) -> None:
 def network(args: argparse.Namespace) -> int:
     require_tensorflow("network")
     start_logging("network", args)
+    keep_compiled()
     from muprover.model.serving.command import run
 
     return run(args)

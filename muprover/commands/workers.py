@@ -18,6 +18,7 @@ from muprover.commands.options import (
     require_tensorflow,
     start_logging,
 )
+from muprover.model.compiled import keep_compiled
 
 
 def add_trainer(commands: Any) -> None:
@@ -85,6 +86,7 @@ def add_trainer(commands: Any) -> None:
 def trainer(args: argparse.Namespace) -> int:
     require_tensorflow("trainer")
     start_logging("trainer", args)
+    keep_compiled()
     from muprover.model.trainer import train
 
     train(

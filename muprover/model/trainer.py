@@ -18,6 +18,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from muprover.config import SettingsError
 from muprover.game import Game
+from muprover.model.compiled import note_compiled
 from muprover.model.export import Exporter, ExportError
 from muprover.model.losses import Losses
 from muprover.model.runtime import tune
@@ -167,6 +168,7 @@ class Trainer:
         rng = np.random.default_rng(self._seed)
         self.training.compile(example_batch(self._game, self._options.batch_size, rng))
         self._is_compiled = True
+        note_compiled()
         log.info("training step compiled in %.1f s", time.perf_counter() - started)
 
     def await_games(

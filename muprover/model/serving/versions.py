@@ -7,9 +7,11 @@ another has had; and a search keeps the weights that it began with, whatever is 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 import weakref
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
+from muprover.model.compiled import note_compiled
 from muprover.model.export import MANIFEST, OBJECT_GRAPH, VARIABLES, WARMUP
 from muprover.model.serving.batch_sizes import BatchSizes
 from muprover.model.serving.codec import InputSpec
@@ -113,11 +116,14 @@ class Program:
             try:
                 function.run(weights, inputs)
             except tf.errors.OpError as error:
+                if os.strerror(errno.ENOSPC) in error.message:
+                    raise  # XLA could not keep what it has compiled
                 log.warning("%s runs uncompiled: %s", function.name, error.message)
                 function.fall_back()
             else:
                 function.sizes.add(size)
             seconds = time.perf_counter() - begun
+        note_compiled()
         log.info("compiled %s for %d rows in %.1f s", function.name, size, seconds)
         return seconds
 
@@ -167,11 +173,11 @@ class Loader:
         manifest = _read_manifest(path)
         if manifest is None:
             return self._load_foreign(path)
+        weights = _read_weights(path, manifest["weights"])  # first: whether they are damaged
         program = self._programs.get(manifest["graph_hash"])
         is_new = program is None
         if program is None:
             program = _load_program(path, manifest, self._max_rows, self._allowed_sizes)
-        weights = _read_weights(path, manifest["weights"])
         version = LoadedVersion(int(path.name), program, weights, manifest["created"])
         if is_new:
             self._warm_up(path, version, like)
