@@ -102,6 +102,9 @@ class SearchConfig(Settings):
     """Of the noise at the root in self-play (Gumbel)."""
     normalization: Literal["siblings", "tree"] = "siblings"
     """Q-values scaled to [0, 1] over a node and its children, or over the tree (PUCT)."""
+    rescale_values: bool = True
+    """Completed Q-values scaled to [0, 1] over a node's actions (Gumbel). False: as they are, which
+    suits games whose returns have a known range: what is nearly as good then counts as such."""
     value_scale: PositiveFloat = 0.1
     """Of completed Q-values (Gumbel)."""
     maxvisit_init: PositiveFloat = 50.0
@@ -154,6 +157,9 @@ class ResNetConfig(NetworkSettings):
     num_channels: PositiveInt = 32
     num_blocks: PositiveInt = 1
     """In representation and in dynamics, each."""
+    representation_blocks: PositiveInt | None = None
+    """In representation; None: as many as `num_blocks`. It is evaluated once a search, the dynamics
+    once a simulation, so that depth costs less there."""
     head_channels: PositiveInt = 4
     head_size: PositiveInt = 64
 

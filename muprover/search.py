@@ -302,13 +302,14 @@ def completed_q_values(tree: Tree, rows: Ints, nodes: Ints, config: SearchConfig
     weighted_q = (prior * q_values / prior_sum).sum(-1, keepdims=True)
     raw_value = tree.raw_values[rows, nodes][:, None]
     completed = np.where(visited, q_values, (raw_value + total * weighted_q) / (total + 1))
-    low = completed.min(-1, keepdims=True)
-    high = completed.max(-1, keepdims=True)
-    scale = np.float32(config.value_scale) * (
+    if config.rescale_values:
+        low = completed.min(-1, keepdims=True)
+        high = completed.max(-1, keepdims=True)
+        completed = (completed - low) / np.maximum(high - low, EPSILON)
+    scale: Floats = np.float32(config.value_scale) * (
         np.float32(config.maxvisit_init) + visits.max(-1, keepdims=True)
     )
-    scaled: Floats = scale * ((completed - low) / np.maximum(high - low, EPSILON))
-    return scaled
+    return scale * completed
 
 
 def considered_visits(num_considered: NDArray[np.integer], num_simulations: Ints) -> Ints:

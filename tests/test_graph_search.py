@@ -22,6 +22,7 @@ DISCOUNT = -0.97
 ACTIONS = 6
 VARIANTS = {
     "gumbel": SearchConfig(max_num_considered_actions=4),
+    "gumbel-raw": SearchConfig(rescale_values=False, value_scale=0.3),
     "muzero": SearchConfig(variant="muzero"),
     "muzero-tree": SearchConfig(variant="muzero", normalization="tree"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from muprover.policy import NetworkOutput, PolicyOutput, SearchInputs
 from muprover.search import _halving, make_policy, masked_softmax
 
 GUMBEL = SearchConfig(max_num_considered_actions=16, max_num_simulations=10_000)
+RAW = GUMBEL.model_copy(update={"rescale_values": False, "value_scale": 0.3})
 PUCT = SearchConfig(variant="muzero", max_num_simulations=10_000)
 TREE = SearchConfig(variant="muzero", normalization="tree", max_num_simulations=10_000)
 BOTH = pytest.mark.parametrize("config", [GUMBEL, PUCT], ids=["gumbel", "muzero"])
@@ -352,7 +354,7 @@ def test_sequential_halving_considers_what_mctx_does():
             assert tuple(_halving(considered, simulations)) == tuple(expected)
 
 
-@BOTH
+@pytest.mark.parametrize("config", [GUMBEL, RAW, PUCT], ids=["gumbel", "raw", "muzero"])
 def test_visit_counts_equal_mctx(config: SearchConfig):
     mctx = pytest.importorskip("mctx")
     jax = pytest.importorskip("jax")
@@ -397,8 +399,14 @@ def test_visit_counts_equal_mctx(config: SearchConfig):
     )
     quiet = {"dirichlet_fraction": 0.0, "temperature": 0.0}
     theirs = mctx.muzero_policy
-    if config is GUMBEL:
-        theirs, quiet = mctx.gumbel_muzero_policy, {"gumbel_scale": 0.0}
+    if config is not PUCT:
+        qtransform = functools.partial(
+            mctx.qtransform_completed_by_mix_value,
+            value_scale=config.value_scale,
+            rescale_values=config.rescale_values,
+        )
+        theirs = mctx.gumbel_muzero_policy
+        quiet = {"gumbel_scale": 0.0, "qtransform": qtransform}
 
     @jax.jit  # one program compiles sooner than its hundred parts
     def run(root: Any) -> Any:
@@ -411,7 +419,7 @@ def test_visit_counts_equal_mctx(config: SearchConfig):
     np.testing.assert_array_equal(given.visit_counts, summary.visit_counts)
     np.testing.assert_allclose(given.value, summary.value, atol=1e-5)
     np.testing.assert_allclose(given.action_weights, expected.action_weights, atol=1e-4)
-    if config is GUMBEL:
+    if config is not PUCT:
         np.testing.assert_array_equal(given.action, expected.action)
 
 

@@ -186,7 +186,7 @@ def resnet_network(config: Config) -> MuZeroNetwork:
 
     observation = keras.Input(shape)
     x = keras.layers.Activation("relu")(convolution(options.num_channels)(observation))
-    for _ in range(options.num_blocks):
+    for _ in range(options.representation_blocks or options.num_blocks):
         x = residual_block(x, options.num_channels)
     representation = keras.Model(observation, scale_to_unit(x))
 

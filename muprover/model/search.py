@@ -236,11 +236,12 @@ def completed_q_values(stats: Stats, config: SearchConfig) -> tf.Tensor:
     weighted_q = tf.reduce_sum(prior * stats.q_values / prior_sum, -1, keepdims=True)
     mixed = (stats.raw_value[:, None] + total * weighted_q) / (total + 1)
     completed = tf.where(visited, stats.q_values, mixed)
-    low = tf.reduce_min(completed, -1, keepdims=True)
-    high = tf.reduce_max(completed, -1, keepdims=True)
+    if config.rescale_values:
+        low = tf.reduce_min(completed, -1, keepdims=True)
+        high = tf.reduce_max(completed, -1, keepdims=True)
+        completed = (completed - low) / tf.maximum(high - low, EPSILON)
     most = tf.reduce_max(stats.visits, -1, keepdims=True)
-    scale = config.value_scale * (config.maxvisit_init + most)
-    return scale * ((completed - low) / tf.maximum(high - low, EPSILON))
+    return config.value_scale * (config.maxvisit_init + most) * completed
 
 
 def masked_softmax(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
