@@ -81,6 +81,7 @@ def run(
     network: str,
     num_games: int | None = None,
     groups: int = 2,
+    environment_timeout: float = 300.0,
     agent_name: str | None = None,
     metrics_port: int | None = None,
     metrics_host: str = "[::]",
@@ -92,6 +93,7 @@ def run(
     """Plays until SIGTERM or SIGINT, or until `max_games_total` are played; answers an exit status.
 
     num_games: played at once; None: as the settings say. groups: that these are played in.
+    environment_timeout: seconds after which a server that answers nothing is taken for lost.
     """
     config = game.config
     name = agent_name or f"{platform.node()}-{os.getpid()}"
@@ -109,7 +111,10 @@ def run(
                 policy=connect_network(network, model_name, config, stop, clients),
                 replay=connect_replay(replay_buffer, config, stop, clients),
                 environments=[
-                    connect_environments(environment, config, size, stop, clients) for size in sizes
+                    connect_environments(
+                        environment, config, size, environment_timeout, stop, clients
+                    )
+                    for size in sizes
                 ],
                 rng=np.random.default_rng([seed, zlib.crc32(name.encode())]),
                 max_games=max_games_total,
@@ -150,12 +155,19 @@ def connect_replay(
 
 
 def connect_environments(
-    address: str, config: Config, num_games: int, stop: threading.Event, clients: ExitStack
+    address: str,
+    config: Config,
+    num_games: int,
+    answer_timeout: float,
+    stop: threading.Event,
+    clients: ExitStack,
 ) -> Environments:
     from muprover.services.environment import RemoteEnvironments
 
     def connect() -> Environments:
-        return RemoteEnvironments(address, config, num_games, timeout=ATTEMPT_SECONDS)
+        return RemoteEnvironments(
+            address, config, num_games, timeout=ATTEMPT_SECONDS, answer_timeout=answer_timeout
+        )
 
     environments = persist(connect, stop)
     clients.callback(environments.close)

@@ -31,7 +31,9 @@ serve(load_game("tictactoe"), {port}, workers={workers}, host="localhost")
 
 
 @contextlib.contextmanager
-def environment_server(game: Game | str, workers: int = 1, port: int = 0) -> Iterator[str]:
+def environment_server(
+    game: Game | str, workers: int = 1, port: int = 0, **options: Any
+) -> Iterator[str]:
     """The real server, in a thread of this process; its address."""
     served = load_game(game) if isinstance(game, str) else game
     stop: list[Any] = []
@@ -40,7 +42,7 @@ def environment_server(game: Game | str, workers: int = 1, port: int = 0) -> Ite
 
     async def main() -> None:
         stop.extend([asyncio.get_running_loop(), asyncio.Event()])
-        async with serving(served, port, workers=workers, host="localhost") as server:
+        async with serving(served, port, workers=workers, host="localhost", **options) as server:
             started.append(f"localhost:{server.port}")
             ready.set()
             await stop[1].wait()
@@ -85,9 +87,11 @@ def game_of(environment: type[Environment], **facts: Any) -> Game:
     )
 
 
-def remote(address: str, game: Game | str, num_games: int = len(ROWS)) -> RemoteEnvironments:
+def remote(
+    address: str, game: Game | str, num_games: int = len(ROWS), **options: Any
+) -> RemoteEnvironments:
     config = (load_game(game) if isinstance(game, str) else game).config
-    return RemoteEnvironments(address, config, num_games, timeout=20)
+    return RemoteEnvironments(address, config, num_games, timeout=20, **options)
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -13,6 +13,7 @@ from muprover.commands.options import (
     address,
     count,
     game_of,
+    positive,
     require_tensorflow,
     start_logging,
 )
@@ -40,6 +41,14 @@ def add_environment(commands: Any) -> None:
         metavar="N",
         help="processes that games are played in (default: %(default)s, the server's own)",
     )
+    command.add(
+        "--answer-timeout",
+        type=positive,
+        default=120.0,
+        metavar="S",
+        help="end the process of games that have answered nothing for so many seconds "
+        "(default: %(default)g)",
+    )
     command.operation(health=True)
     command.examples(
         "muprover environment --game connect_four --workers 2",
@@ -59,6 +68,7 @@ def environment(args: argparse.Namespace) -> int:
         game_of(args),
         args.port,
         workers=args.workers,
+        answer_timeout=args.answer_timeout,
         metrics_port=args.metrics_port,
         health_port=args.health_port,
         host=args.host,

@@ -15,6 +15,7 @@ from muprover.commands.options import (
     game_of,
     natural,
     port,
+    positive,
     require_tensorflow,
     start_logging,
 )
@@ -133,6 +134,14 @@ def add_agent(commands: Any) -> None:
         metavar="N",
         help="that these are played in: one moves while the others search (default: %(default)s)",
     )
+    add(
+        "--environment-timeout",
+        type=positive,
+        default=300.0,
+        metavar="S",
+        help="take an environment server for lost that answers nothing for so many seconds "
+        "(default: %(default)g)",
+    )
     add("--agent-name", metavar="NAME", help="written into its games (default: host and process)")
     add("--max-games-total", type=count, metavar="N", help="end after so many (default: never)")
     command.seed(default=None).operation(health=True, host=True)
@@ -153,6 +162,7 @@ def agent(args: argparse.Namespace) -> int:
         network=args.network,
         num_games=args.num_games,
         groups=args.groups,
+        environment_timeout=args.environment_timeout,
         agent_name=args.agent_name,
         metrics_port=args.metrics_port,
         metrics_host=args.metrics_host,

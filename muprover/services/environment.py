@@ -10,7 +10,6 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -23,8 +22,9 @@ from muprover.environment import Environment, Environments, TimeStep
 from muprover.game import Game
 from muprover.services.client import ServiceError, check_contract, open_channel, service_error
 from muprover.services.environment_process import Process
-from muprover.services.environment_streams import Thread, Worker
+from muprover.services.environment_streams import Pulse, Thread, Worker
 from muprover.services.limits import Places, RequestError, being_read, spoken
+from muprover.services.play_stream import AnswerTimeout, PlayStream
 from muprover.services.server import (
     MAX_MESSAGE_BYTES,
     Server,
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 MAX_GAMES_PER_STREAM = 1024
 MAX_STREAMS, MAX_GAMES = 8192, 262_144  # of one server
+HUNG_SECONDS = 120.0  # without an answer, until games are taken for hung
+ANSWER_SECONDS = 300.0  # until a server that does not answer is taken for lost
 MAX_SENTENCE = 1024  # characters: an answer's end has little room
 SERVICE = environment_pb2.DESCRIPTOR.services_by_name["EnvironmentService"].full_name
 
@@ -74,6 +76,7 @@ class EnvironmentServicer(environment_pb2_grpc.EnvironmentServiceServicer):
     def __init__(self, game: Game, workers: Sequence[Worker]) -> None:
         self._game = game.config
         self._workers = workers
+        self._pulses = {worker: Pulse() for worker in workers}
         self._numbers = itertools.count()
         self._places = Places(MAX_STREAMS, "streams")
         self._games = Places(MAX_GAMES, "games")
@@ -82,6 +85,20 @@ class EnvironmentServicer(environment_pb2_grpc.EnvironmentServiceServicer):
     def end(self) -> None:
         """Lets every stream end when it asks for more."""
         self._ending = True
+
+    async def end_hung_workers(self, seconds: float) -> None:
+        """Ends, as long as it runs, workers that owe answers and give none for so many seconds."""
+        pause = min(seconds / 4, 1.0)
+        while True:
+            await asyncio.sleep(pause)
+            for worker, pulse in self._pulses.items():
+                if pulse.look() * pause > seconds:
+                    log.critical(
+                        "game %s has answered nothing for %g s: taken for hung, and ended; for "
+                        "games that need longer there is --answer-timeout",
+                        *(self._game.game.name, seconds),
+                    )
+                    worker.kill()
 
     async def Describe(self, request: DescribeRequest, context: Any) -> DescribeResponse:
         return DescribeResponse(
@@ -127,7 +144,8 @@ class EnvironmentServicer(environment_pb2_grpc.EnvironmentServiceServicer):
         if self._ending:
             raise RequestError(grpc.StatusCode.UNAVAILABLE, "this environment server is ending")
         start = time.perf_counter()
-        answer = await worker.answer(stream, request)
+        with self._pulses[worker].asked():
+            answer = await worker.answer(stream, request)
         STEP_SECONDS.observe(time.perf_counter() - start)
         (RESETS if request.HasField("resets") else STEPS).inc(len(request.rows))
         if answer.HasField("next"):
@@ -140,18 +158,27 @@ def serve(
     port: int,
     *,
     workers: int = 1,
+    answer_timeout: float = HUNG_SECONDS,
     metrics_port: int | None = None,
     health_port: int | None = None,
     host: str = "[::]",
 ) -> None:
     """Serves `game` until SIGTERM or SIGINT.
 
-    workers: processes that games are played in; 1: this one.
+    workers: processes that games are played in; 1: this one. answer_timeout: seconds after which
+    games that answer nothing are ended, and with them the process that they are played in.
     """
     start_metrics(metrics_port, host)
 
     async def main(stop: asyncio.Event) -> None:
-        async with serving(game, port, workers=workers, host=host, health_port=health_port):
+        async with serving(
+            game,
+            port,
+            workers=workers,
+            answer_timeout=answer_timeout,
+            host=host,
+            health_port=health_port,
+        ):
             await stop.wait()
 
     run_until_signal(main)
@@ -163,6 +190,7 @@ async def serving(
     port: int,
     *,
     workers: int = 1,
+    answer_timeout: float = HUNG_SECONDS,
     host: str = "[::]",
     health_port: int | None = None,
 ) -> AsyncIterator[Server]:
@@ -176,12 +204,14 @@ async def serving(
     try:
         async with server.running(grace=1.0):  # for answers; the games are lost anyway
             await asyncio.gather(*(worker.start() for worker in pool))
+            watch = asyncio.create_task(servicer.end_hung_workers(answer_timeout))
             await server.set_serving(True)
             log.info("game %s on port %d, workers: %d", game.name, server.port, workers)
             try:
                 yield server
             finally:
                 servicer.end()
+                watch.cancel()
     finally:
         await asyncio.gather(*(worker.stop() for worker in pool))
 
@@ -190,20 +220,27 @@ class RemoteEnvironments(Environments):
     """`Environments` whose games are on the server at `address`.
 
     The contract of `config` must hold there, else `ContractError`. When the server is lost in
-    mid-game, `reset` and `step` raise a transient `ServiceError`, and all games are gone: reset
-    them. That reset connects anew, and like the first one waits for the server at most `timeout`
-    seconds.
+    mid-game, or takes longer than `answer_timeout` seconds for an answer, `reset` and `step` raise
+    a transient `ServiceError`, and all games are gone: reset them. That reset connects anew, and
+    like the first one waits for the server at most `timeout` seconds.
     """
 
     def __init__(
-        self, address: str, config: Config, num_games: int, *, timeout: float = 60.0
+        self,
+        address: str,
+        config: Config,
+        num_games: int,
+        *,
+        timeout: float = 60.0,
+        answer_timeout: float = ANSWER_SECONDS,
     ) -> None:
         super().__init__(_never_local, num_games, config.game.max_moves)
         self._address = address
         self._config = config
         self._timeout = timeout
+        self._answer_timeout = answer_timeout
         self._games_per_stream = num_games
-        self._streams: list[_Stream] = []
+        self._streams: list[PlayStream] = []
         self._announced = np.full(num_games, -1, np.int64)  # seeds of the next games; −1: unknown
         self._begun_seeds = np.full(num_games, -1, np.int64)  # of games that have begun; −1: none
         self._begun = TimeStep(
@@ -259,6 +296,12 @@ class RemoteEnvironments(Environments):
         except grpc.RpcError as error:
             self._disconnect()
             raise service_error("environment server", self._address, error) from None
+        except AnswerTimeout as error:
+            self._disconnect()
+            raise ServiceError(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"environment server at {self._address}: {error}; does a game hang?",
+            ) from None
         except TensorError as error:
             self._disconnect()
             raise ServiceError(
@@ -279,7 +322,7 @@ class RemoteEnvironments(Environments):
             self._begun_seeds[over] = self._announced[over]
         return steps
 
-    def _parts(self, rows: NDArray[Any]) -> list[tuple[_Stream, Any]]:
+    def _parts(self, rows: NDArray[Any]) -> list[tuple[PlayStream, Any]]:
         """The streams that hold `rows`, each with the indices of its own in them."""
         if len(self._streams) == 1:
             return [(self._streams[0], slice(None))]
@@ -303,7 +346,7 @@ class RemoteEnvironments(Environments):
         )
         self._games_per_stream = described.max_games_per_stream or len(self)
         num_streams = -(-len(self) // self._games_per_stream)
-        self._streams = [_Stream(self._stub) for _ in range(num_streams)]
+        self._streams = [PlayStream(self._stub, self._answer_timeout) for _ in range(num_streams)]
 
     def _disconnect(self) -> None:
         self._in_play[:] = False
@@ -311,31 +354,6 @@ class RemoteEnvironments(Environments):
         for stream in self._streams:
             stream.close()
         self._streams = []
-
-
-class _Stream:
-    """One call of `Play`, asked and answered in turns."""
-
-    def __init__(self, stub: environment_pb2_grpc.EnvironmentServiceStub) -> None:
-        self._stub = stub
-        self._requests: SimpleQueue[PlayRequest | None] = SimpleQueue()
-        self._call: Any = None  # until the first request: servers end streams that say nothing
-
-    def send(self, request: PlayRequest) -> None:
-        self._requests.put(request)
-        if self._call is None:
-            self._call = self._stub.Play(iter(self._requests.get, None))
-
-    def receive(self) -> PlayResponse:
-        answer: PlayResponse | None = next(self._call, None)
-        if answer is None:
-            raise TensorError("it ended the stream without an answer")
-        return answer
-
-    def close(self) -> None:
-        self._requests.put(None)  # ends the thread that waits for requests
-        if self._call is not None:
-            self._call.cancel()
 
 
 def time_step_from_proto(response: PlayResponse, num_rows: int, game: GameConfig) -> TimeStep:

@@ -96,13 +96,16 @@ class Process:
             self._open.remove(stream)
             self._writer.write(Frame(CLOSE, stream).to_bytes())
 
+    def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
     async def stop(self) -> None:
         self._stopping = True
         if self._reading is not None:
             self._writer.close()
             await asyncio.wait([self._reading], timeout=STOP_SECONDS)
-            if self._process is not None and self._process.returncode is None:
-                self._process.kill()
+            self.kill()
 
     async def _start(self) -> None:
         ours, theirs = socket.socketpair()

@@ -7,7 +7,10 @@ A worker answers the requests of many streams, one at a time. `Thread` is one in
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -108,6 +111,32 @@ def time_step_to_proto(steps: TimeStep) -> PlayResponse:
     )
 
 
+class Pulse:
+    """Whether a worker that owes answers gives any, to whomever."""
+
+    def __init__(self) -> None:
+        self._owed = 0
+        self._silent_looks = 0
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """From a request to its answer."""
+        self._owed += 1
+        try:
+            yield
+        finally:
+            self._owed -= 1
+            self._silent_looks = 0
+
+    def look(self) -> int:
+        """In how many looks on end, this one included, it has owed answers and given none.
+
+        Looks are counted and not seconds, in which the whole server may have been stopped.
+        """
+        self._silent_looks = self._silent_looks + 1 if self._owed else 0
+        return self._silent_looks
+
+
 class Worker(Protocol):
     """Where the games of some streams live."""
 
@@ -126,6 +155,9 @@ class Worker(Protocol):
 
     def close(self, stream: int) -> None:
         """Frees the stream's games, soon."""
+
+    def kill(self) -> None:
+        """Ends games that hang, and all others of this worker."""
 
     async def stop(self) -> None:
         """Frees everything."""
@@ -153,6 +185,11 @@ class Thread:
     def close(self, stream: int) -> None:
         self.num_streams -= 1
         self._executor.submit(self._streams.close, stream)
+
+    def kill(self) -> None:
+        """Ends this process, as no thread can be ended; whoever started it will do so again."""
+        logging.shutdown()
+        os._exit(1)
 
     async def stop(self) -> None:
         self._executor.shutdown(wait=False)
