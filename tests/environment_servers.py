@@ -55,7 +55,7 @@ def environment_server(
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert ready.wait(30), "the server did not start in time"
+    assert ready.wait(120), "the server did not start in time"
     try:
         yield started[0]
     finally:

@@ -409,6 +409,23 @@ def test_a_request_gets_exactly_one_answer(servicer: Callable[[], Any], came: st
     assert came in finding.came
 
 
+class Slow(Honest):
+    """Thinks for a while, in its first game."""
+
+    moves = 0
+
+    def answers(self, request: PlayRequest, answer: PlayResponse) -> Iterator[PlayResponse]:
+        Slow.moves += 1
+        if Slow.moves <= 5:
+            time.sleep(0.7)
+        yield answer
+
+
+def test_a_game_may_take_longer_than_an_answer() -> None:
+    with plain_server(Slow()) as address:
+        assert check(address, timeout=3) == []
+
+
 def test_nobody_there_is_a_finding() -> None:
     (finding,) = check("localhost:1", timeout=0.3)
     assert finding.rule == "describe"

@@ -311,8 +311,10 @@ class RemoteEnvironments(Environments):
             ) from None
         return steps[0] if len(steps) == 1 else _joined(steps, [index for _, index in parts])
 
-    def _read(self, response: PlayResponse, rows: NDArray[Any]) -> TimeStep:
+    def _read(self, response: PlayResponse | None, rows: NDArray[Any]) -> TimeStep:
         """The time steps of an answer about `rows`; keeps those of games that began with it."""
+        if response is None:
+            raise TensorError("it ended the stream without an answer")
         steps = time_step_from_proto(response, len(rows), self._config.game)
         if response.HasField("next"):
             over = rows[steps.terminated | steps.truncated]

@@ -59,7 +59,7 @@ class Finding(NamedTuple):
 def check(address: str, game: Game | None = None, timeout: float = 30.0) -> list[Finding]:
     """What the server at `address` gets wrong, one finding a rule; as a server of `game`, if given.
 
-    timeout: seconds for each call.
+    timeout: seconds for each answer.
     """
     with open_channel(address) as channel:
         checker = _Checker(EnvironmentServiceStub(channel), game, timeout)
@@ -121,7 +121,7 @@ class _Checker:
                 DescribeRequest(), timeout=self._timeout, wait_for_ready=True
             )
         except grpc.RpcError as error:
-            yield Finding("describe", "Describe", str(EndedError(error)), "an answer")
+            yield Finding("describe", "Describe", str(EndedError.of(error)), "an answer")
             return
         contract, mine = dict(described.contract), self._game.config.contract if self._game else {}
         self._max_games = described.max_games_per_stream

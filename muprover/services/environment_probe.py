@@ -7,8 +7,8 @@ Letters: n rows of a request, A actions.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
-from queue import SimpleQueue
 from typing import NamedTuple, Self
 
 import grpc
@@ -17,6 +17,7 @@ import numpy as np
 from muprover.config import GameConfig
 from muprover.environment import TimeStep
 from muprover.services.environment import answer_tensors
+from muprover.services.play_stream import AnswerTimeout, PlayStream
 from muprover.tensors import TensorError, from_tensor
 from muprover.v1.environment_pb2 import Moves, PlayRequest, PlayResponse, Resets
 from muprover.v1.environment_pb2_grpc import EnvironmentServiceStub
@@ -33,28 +34,30 @@ class Fault(NamedTuple):
 class EndedError(Exception):
     """The server ended a call instead of answering."""
 
-    def __init__(self, error: grpc.RpcError | None) -> None:
-        self.code = error.code() if error else grpc.StatusCode.OK
-        self.details = (error.details() or "") if error else ""
-        super().__init__(
-            f"the call's end with {self.code.name}" + (f" ({self.details})" if self.details else "")
-        )
+    def __init__(self, code: grpc.StatusCode, details: str = "") -> None:
+        self.code = code
+        self.details = details
+        super().__init__(f"the call's end with {code.name}" + (f" ({details})" if details else ""))
+
+    @classmethod
+    def of(cls, error: grpc.RpcError) -> EndedError:
+        return cls(error.code(), error.details() or "")
 
 
 class Probe:
     """One call of `Play`; `sent` says in words what was asked last."""
 
     def __init__(self, stub: EnvironmentServiceStub, timeout: float) -> None:
-        self._requests: SimpleQueue[PlayRequest | None] = SimpleQueue()
-        self._call = stub.Play(iter(self._requests.get, None), timeout=timeout)
+        """`timeout`: seconds for each answer."""
+        self._stream = PlayStream(stub, timeout)
+        self._timeout = timeout
         self.sent = "nothing"
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._requests.put(None)
-        self._call.cancel()
+        self._stream.close()
 
     def reset(self, rows: list[int], seeds: list[int]) -> PlayResponse:
         request = PlayRequest(rows=rows, resets=Resets(seeds=seeds))
@@ -70,13 +73,15 @@ class Probe:
     def ask(self, request: PlayRequest, sent: str) -> PlayResponse:
         """The next answer; raises `EndedError`."""
         self.sent = sent
-        self._requests.put(request)
+        self._stream.send(request)
         return self._next()
 
     def count_rest(self) -> int:
         """How many answers come that nobody asked for; ends the call."""
-        self._requests.put(None)
+        self._stream.finish()
         count = 0
+        impatience = threading.Timer(self._timeout, self._stream.close)
+        impatience.start()
         try:
             while count < 100:
                 self._next()
@@ -84,15 +89,19 @@ class Probe:
         except EndedError as end:
             if end.code != grpc.StatusCode.OK:
                 raise
+        finally:
+            impatience.cancel()
         return count
 
     def _next(self) -> PlayResponse:
         try:
-            answer: PlayResponse = next(self._call)
-        except StopIteration:
-            raise EndedError(None) from None
+            answer = self._stream.receive()
+        except AnswerTimeout as error:
+            raise EndedError(grpc.StatusCode.DEADLINE_EXCEEDED, str(error)) from None
         except grpc.RpcError as error:
-            raise EndedError(error) from None
+            raise EndedError.of(error) from None
+        if answer is None:
+            raise EndedError(grpc.StatusCode.OK)
         return answer
 
 

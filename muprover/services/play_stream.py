@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 
-from muprover.tensors import TensorError
 from muprover.v1.environment_pb2 import PlayRequest, PlayResponse
 from muprover.v1.environment_pb2_grpc import EnvironmentServiceStub
 
@@ -35,9 +34,9 @@ class PlayStream:
         if self._call is None:
             self._call = self._stub.Play(self._sent())
 
-    def receive(self) -> PlayResponse:
-        """The answer to the oldest request without one; raises `AnswerTimeout`, or what gRPC or
-        the answer itself is wrong with."""
+    def receive(self) -> PlayResponse | None:
+        """The next answer; None if the server ended the stream well. Raises `AnswerTimeout`, or
+        the `grpc.RpcError` that the stream ended with."""
         try:
             answer: PlayResponse | None = next(self._call, None)
         except grpc.RpcError:
@@ -45,12 +44,14 @@ class PlayStream:
                 raise AnswerTimeout(f"no answer within {self._answer_timeout:g} s") from None
             raise
         self._due = None
-        if answer is None:
-            raise TensorError("it ended the stream without an answer")
         return answer
 
+    def finish(self) -> None:
+        """Asks no more. What comes then has no deadline."""
+        self._requests.put(None)
+
     def close(self) -> None:
-        self._requests.put(None)  # ends the thread that waits for requests
+        self.finish()  # or else the thread that waits for requests would not end
         if self._call is not None:
             self._call.cancel()
 
