@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from muprover.config import Config, MLPConfig, ResNetConfig, SettingsError
 from muprover.game import Game
+from muprover.model.convolution import BoardConvolution
 from muprover.model.scalars import Support
 from muprover.policy import NetworkOutput
 
@@ -224,7 +225,7 @@ def board_head(x: Any, options: ResNetConfig, size: int) -> Any:
 
 
 def convolution(channels: int) -> keras.layers.Layer:
-    return keras.layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal")
+    return BoardConvolution(channels, kernel_initializer="he_normal")
 
 
 def residual_block(x: Any, channels: int) -> Any:

@@ -64,8 +64,10 @@ def observations(kind: str, batch: int) -> np.ndarray:
 def tensorflow_network(kind: str) -> Inference:
     import tensorflow as tf
 
+    from muprover.model.convolution import convolve
+
     def conv(x: Any, w: Any) -> Any:
-        return tf.nn.conv2d(x, w, 1, "SAME")
+        return convolve(x, w) if w.shape[0] == 3 else tf.nn.conv2d(x, w, 1, "SAME")
 
     w = {name: tf.Variable(value) for name, value in weights(kind).items()}
     return _network(kind, w, tf.nn.relu, tf.tanh, lambda a: tf.one_hot(a, 9), tf.concat, conv, tf)
