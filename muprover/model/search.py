@@ -25,6 +25,8 @@ from muprover.model.search_tree import (
     Tree,
     batch_size,
     best_action,
+    edges_at,
+    flat,
     grow,
 )
 from muprover.search import EPSILON, MAX_PRINCIPAL_VARIATION, TINY
@@ -93,14 +95,14 @@ def muzero_policy(
     )
     tree = grow(
         root,
-        tf.where(legal, noisy_prior, -math.inf),
+        tf.transpose(tf.where(legal, noisy_prior, -math.inf)),
         inputs.num_simulations,
         recurrent_inference,
         rules,
         discount,
         room,
     )
-    visits, q_values = tree.root.visits, tree.root.q_values
+    visits, q_values = tf.transpose(tree.root.visits), tf.transpose(tree.root.q_values)
     action_weights = visit_probabilities(visits, prior)
     best = most_visited(visits, q_values, legal, prior)
     action = sample_action(action_weights, inputs.temperature, inputs.seed, best)
@@ -125,11 +127,12 @@ def gumbel_muzero_policy(
     noise = (config.gumbel_scale * inputs.exploration * inputs.temperature)[:, None] * noise
     highest = tf.reduce_max(tf.where(legal, policy_logits, tf.float32.min), -1, keepdims=True)
     logits = tf.where(legal, policy_logits - highest, 0)
+    noisy_logits, allowed = tf.transpose(noise + logits), tf.transpose(legal)
 
     def root_scores(stats: Stats, considered_visit: tf.Tensor) -> tf.Tensor:
-        scores = tf.maximum(-1e9, noise + logits + completed_q_values(stats, config))
-        allowed = legal & (stats.visits == tf.cast(considered_visit, tf.float32)[:, None])
-        return tf.where(allowed, scores, -math.inf)
+        scores = tf.maximum(-1e9, noisy_logits + completed_q_values(stats, config))
+        considered = allowed & (stats.visits == tf.cast(considered_visit, tf.float32))
+        return tf.where(considered, scores, -math.inf)
 
     halving = Halving.start(legal, inputs.num_simulations, config.max_num_considered_actions)
     rules = Rules(
@@ -139,9 +142,18 @@ def gumbel_muzero_policy(
         next_root_state=lambda state: state.next(inputs.num_simulations),
         are_local=True,
     )
-    tree = grow(root, prior, inputs.num_simulations, recurrent_inference, rules, discount, room)
-    action = best_action(root_scores(tree.root, tf.reduce_max(tree.root.visits, -1)))
-    action_weights = masked_softmax(logits + completed_q_values(tree.root, config), legal)
+    tree = grow(
+        root,
+        tf.transpose(prior),
+        inputs.num_simulations,
+        recurrent_inference,
+        rules,
+        discount,
+        room,
+    )
+    action = best_action(root_scores(tree.root, tf.reduce_max(tree.root.visits, 0)))
+    q_values = tf.transpose(completed_q_values(tree.root, config))
+    action_weights = masked_softmax(logits + q_values, legal)
     return _outputs(tree, action, action_weights, prior, action)
 
 
@@ -152,8 +164,8 @@ def _outputs(
         "action": action,
         "action_weights": action_weights,
         "value": tree.root.value,
-        "visit_counts": tf.cast(tree.root.visits, tf.int32),
-        "q_values": tree.root.q_values,
+        "visit_counts": tf.transpose(tf.cast(tree.root.visits, tf.int32)),
+        "q_values": tf.transpose(tree.root.q_values),
         "prior": prior,
         "principal_variation": principal_variation(tree, best),
     }
@@ -196,51 +208,50 @@ class Halving(NamedTuple):
 
 
 def puct_scores(stats: Stats, config: SearchConfig) -> tf.Tensor:
-    """`[B, A]` MuZero's upper confidence bounds: what is worth a visit."""
+    """`[A, B]` MuZero's upper confidence bounds: what is worth a visit."""
     total = stats.node_visits
     pb_c = config.pb_c_init + tf.math.log((total + (config.pb_c_base + 1)) / config.pb_c_base)
-    exploration = (tf.sqrt(total) * pb_c)[:, None] * stats.prior / (stats.visits + 1)
+    exploration = tf.sqrt(total) * pb_c * stats.prior / (stats.visits + 1)
     normalized = {"siblings": normalized_by_siblings, "tree": normalized_by_tree}
     return exploration + normalized[config.normalization](stats)
 
 
 def normalized_by_siblings(stats: Stats) -> tf.Tensor:
-    """`[B, A]` Q-values scaled to [0, 1] by the node's value and its actions'; 0 if unvisited."""
-    visited, value = stats.visits > 0, stats.value[:, None]
+    """`[A, B]` Q-values scaled to [0, 1] by the node's value and its actions'; 0 if unvisited."""
+    visited, value = stats.visits > 0, stats.value
     known = tf.where(visited, stats.q_values, value)
-    low = tf.minimum(value, tf.reduce_min(known, -1, keepdims=True))
-    high = tf.maximum(value, tf.reduce_max(known, -1, keepdims=True))
+    low = tf.minimum(value, tf.reduce_min(known, 0))
+    high = tf.maximum(value, tf.reduce_max(known, 0))
     return tf.where(visited, (stats.q_values - low) / tf.maximum(high - low, EPSILON), 0)
 
 
 def normalized_by_tree(stats: Stats) -> tf.Tensor:
-    """`[B, A]` Q-values scaled to [0, 1] by all that the tree has seen; 0 if unvisited."""
-    visited, low, high = stats.visits > 0, stats.low[:, None], stats.high[:, None]
+    """`[A, B]` Q-values scaled to [0, 1] by all that the tree has seen; 0 if unvisited."""
+    visited, low, high = stats.visits > 0, stats.low, stats.high
     return tf.where(visited, (stats.q_values - low) / tf.maximum(high - low, EPSILON), 0)
 
 
 def improved_policy_gaps(stats: Stats, config: SearchConfig) -> tf.Tensor:
-    """`[B, A]` how far each action's share of the visits is behind the improved policy's."""
+    """`[A, B]` how far each action's share of the visits is behind the improved policy's."""
     q_values = completed_q_values(stats, config)
-    highest = tf.reduce_max(q_values, -1, keepdims=True)
+    highest = tf.reduce_max(q_values, 0)
     improved = stats.prior * tf.exp(q_values - highest)
-    improved = improved / tf.maximum(tf.reduce_sum(improved, -1, keepdims=True), TINY)
-    return improved - stats.visits / stats.node_visits[:, None]
+    improved = improved / tf.maximum(tf.reduce_sum(improved, 0), TINY)
+    return improved - stats.visits / stats.node_visits
 
 
 def completed_q_values(stats: Stats, config: SearchConfig) -> tf.Tensor:
-    """`[B, A]` scaled Q-values, in place of those unvisited a mean of network and search."""
-    visited, total = stats.visits > 0, (stats.node_visits - 1)[:, None]
+    """`[A, B]` scaled Q-values, in place of those unvisited a mean of network and search."""
+    visited, total = stats.visits > 0, stats.node_visits - 1
     prior = tf.where(visited, tf.maximum(stats.prior, TINY), 0)
-    prior_sum = tf.where(total > 0, tf.reduce_sum(prior, -1, keepdims=True), 1)
-    weighted_q = tf.reduce_sum(prior * stats.q_values / prior_sum, -1, keepdims=True)
-    mixed = (stats.raw_value[:, None] + total * weighted_q) / (total + 1)
+    prior_sum = tf.where(total > 0, tf.reduce_sum(prior, 0), 1)
+    weighted_q = tf.reduce_sum(prior * stats.q_values / prior_sum, 0)
+    mixed = (stats.raw_value + total * weighted_q) / (total + 1)
     completed = tf.where(visited, stats.q_values, mixed)
     if config.rescale_values:
-        low = tf.reduce_min(completed, -1, keepdims=True)
-        high = tf.reduce_max(completed, -1, keepdims=True)
+        low, high = tf.reduce_min(completed, 0), tf.reduce_max(completed, 0)
         completed = (completed - low) / tf.maximum(high - low, EPSILON)
-    most = tf.reduce_max(stats.visits, -1, keepdims=True)
+    most = tf.reduce_max(stats.visits, 0)
     return config.value_scale * (config.maxvisit_init + most) * completed
 
 
@@ -263,7 +274,7 @@ def most_visited(
     """`[B]` the most visited action; of equals the best Q-value, without visits the best prior."""
     most = tf.reduce_max(visits, -1, keepdims=True)
     merit = tf.where(most > 0, q_values, prior)
-    return best_action(tf.where(legal & (visits == most), merit, -float("inf")))
+    return best_action(tf.transpose(tf.where(legal & (visits == most), merit, -float("inf"))))
 
 
 def sample_action(
@@ -272,13 +283,13 @@ def sample_action(
     """`[B]` actions drawn from `weights ** (1 / temperature)`; `best` where temperature is 0."""
     logits = tf.where(weights > 0, tf.math.log(tf.maximum(weights, TINY)), -float("inf"))
     positive = tf.where(temperature > 0, temperature, 1)[:, None]
-    drawn = best_action(logits / positive + gumbel(seed, ACTION, weights.shape[1]))
+    drawn = best_action(tf.transpose(logits / positive + gumbel(seed, ACTION, weights.shape[1])))
     return tf.where(temperature > 0, drawn, best)
 
 
 def principal_variation(tree: Tree, action: tf.Tensor) -> tf.Tensor:
     """`[B, D]` the line of play expected from `action` on, by visits; −1 past its end."""
-    batch, actions = batch_size(action), tree.root.prior.shape[1]
+    batch, actions = batch_size(action), tree.root.prior.shape[0]
     rows = tf.range(batch)
     parents = tf.cast(tree.nodes[:, :, 4], tf.int32)
     depths = tf.range(MAX_PRINCIPAL_VARIATION)
@@ -288,8 +299,8 @@ def principal_variation(tree: Tree, action: tf.Tensor) -> tf.Tensor:
         line = tf.where(depths == depth, action[:, None], line)
         nodes = tf.range(tf.shape(parents)[0])[:, None]
         node = tf.reduce_max(tf.where((parents == edge) & (nodes > 0), nodes, 0), 0)
-        visits = tf.gather_nd(tree.edges, tf.stack([node, rows], -1))[:, 1]
-        goes_on = (node > 0) & (tf.reduce_max(visits, -1) > 0)
+        _, visits, _ = edges_at(flat(tree.edges), node * batch + rows)
+        goes_on = (node > 0) & (tf.reduce_max(visits, 0) > 0)
         return depth + 1, line, tf.where(goes_on, node * actions + best_action(visits), -1)
 
     line = tf.zeros_like(depths) - tf.ones_like(action)[:, None]

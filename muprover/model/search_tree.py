@@ -24,11 +24,12 @@ RecurrentInference = Callable[[tf.Tensor, tf.Tensor], Any]
 
 
 class Stats(NamedTuple):
-    """What is known of one node in each of B trees."""
+    """What is known of one node in each of B trees; the trees come last, so that processors work
+    on many at once."""
 
-    prior: tf.Tensor  # [B, A]
-    visits: tf.Tensor  # [B, A] of the actions, as floats
-    q_values: tf.Tensor  # [B, A] of actions visited; 0 otherwise
+    prior: tf.Tensor  # [A, B]
+    visits: tf.Tensor  # [A, B] of the actions, as floats
+    q_values: tf.Tensor  # [A, B] of actions visited; 0 otherwise
     value: tf.Tensor  # [B] mean over the node's visits
     node_visits: tf.Tensor  # [B] 1 + the sum of `visits`
     raw_value: tf.Tensor  # [B] as the network answered
@@ -37,7 +38,7 @@ class Stats(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """How a variant chooses: scores `[B, A]` whose first maximum is the action to try next."""
+    """How a variant chooses: scores `[A, B]` whose first maximum is the action to try next."""
 
     root_scores: Callable[[Stats, Any], tf.Tensor]  # given the root's state of the moment
     scores: Callable[[Stats], tf.Tensor]
@@ -52,7 +53,7 @@ class Tree(NamedTuple):
     nodes: tf.Tensor  # [N, B, 5] value, visits, reward, raw value, edge from the parent
     leaves: tf.Tensor  # [N · B · A] for each edge its leaf (for rules not local its node, or 0)
     root: Stats
-    root_leaves: tf.Tensor  # [B, A]
+    root_leaves: tf.Tensor  # [A, B]
     leaf: tf.Tensor  # [B] the edge to try next
 
 
@@ -86,7 +87,7 @@ def grow(
 
 def plant(root: Any, prior: tf.Tensor, rules: Rules, room: int) -> Tree:
     hidden_state, _, value, _ = root
-    batch, actions = batch_size(prior), prior.shape[1]
+    batch, actions = batch_size(value), prior.shape[0]
     size = (room + 1) * batch
     shape = tf.concat([[room], tf.shape(hidden_state)], 0)
     hidden_states = tf.concat([hidden_state[None], tf.zeros(shape, hidden_state.dtype)], 0)
@@ -101,7 +102,7 @@ def plant(root: Any, prior: tf.Tensor, rules: Rules, room: int) -> Tree:
         nodes=tf.fill([room + 1, batch, 5], -1.0),
         leaves=tf.reshape(nodes + iota, [size * actions]) * untried,
         root=Stats(prior, zeros, zeros, value, tf.ones_like(value), value, low, -low),
-        root_leaves=(iota + tf.zeros([batch, 1], tf.int32)) * untried,
+        root_leaves=(iota[:, None] + tf.zeros([1, batch], tf.int32)) * untried,
         leaf=tf.zeros([batch], tf.int32),
     )
     return select_leaf(tree, rules, rules.first_root_state)
@@ -110,18 +111,18 @@ def plant(root: Any, prior: tf.Tensor, rules: Rules, room: int) -> Tree:
 def select_leaf(tree: Tree, rules: Rules, state: Any) -> Tree:
     """`simulate`: which edge each tree tries next."""
     action = best_action(rules.root_scores(tree.root, state))
-    below = tf.gather(tree.root_leaves, action, batch_dims=1)
+    below = at_action(tree.root_leaves, action)
     return tree._replace(leaf=below if rules.are_local else walk(tree, rules, action, below))
 
 
 def walk(tree: Tree, rules: Rules, edge: tf.Tensor, node: tf.Tensor) -> tf.Tensor:
     """The leaf that is found by going down from `edge` to `node`, and on while there are nodes."""
-    batch, actions = batch_size(tree.root.prior), tree.root.prior.shape[1]
+    batch, actions = batch_size(tree.root.value), tree.root.prior.shape[0]
 
     def body(edge: tf.Tensor, node: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         row = node * batch + tf.range(batch)
         action = best_action(
-            rules.scores(stats_at(_flat(tree.edges), _flat(tree.nodes), row, tree.root))
+            rules.scores(stats_at(flat(tree.edges), flat(tree.nodes), row, tree.root))
         )
         edge = tf.where(node > 0, node * actions + action, edge)
         return edge, tf.where(node > 0, tf.gather(tree.leaves, row * actions + action), 0)
@@ -131,16 +132,22 @@ def walk(tree: Tree, rules: Rules, edge: tf.Tensor, node: tf.Tensor) -> tf.Tenso
 
 
 def stats_at(edges: tf.Tensor, nodes: tf.Tensor, row: tf.Tensor, root: Stats) -> Stats:
-    here, node = tf.gather(edges, row), tf.gather(nodes, row)
-    prior, visits, q_values = here[:, 0], here[:, 1], here[:, 2]
+    prior, visits, q_values = edges_at(edges, row)
+    node = tf.gather(nodes, row)
     return Stats(prior, visits, q_values, node[:, 0], node[:, 1], node[:, 3], root.low, root.high)
+
+
+def edges_at(edges: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Prior, visits and Q-values, `[A, B]` each, of the edges `[N · B, 3, A]` in given rows."""
+    prior, visits, q_values = tf.unstack(tf.transpose(tf.gather(edges, row), [1, 2, 0]))
+    return prior, visits, q_values
 
 
 def expand(tree: Tree, recurrent_inference: RecurrentInference) -> NewNode:
     """What the network says of the leaf of each tree."""
-    batch, actions = batch_size(tree.root.prior), tree.root.prior.shape[1]
+    batch, actions = batch_size(tree.root.value), tree.root.prior.shape[0]
     parent = tree.leaf // actions
-    before = tf.gather(_flat(tree.hidden_states), parent * batch + tf.range(batch))
+    before = tf.gather(flat(tree.hidden_states), parent * batch + tf.range(batch))
     answer = recurrent_inference(before, tree.leaf - parent * actions)
     hidden_state, reward, value, policy_logits = answer
     return NewNode(tree.leaf, hidden_state, reward, value, policy_logits)
@@ -171,7 +178,7 @@ def backward(
     discount: float,
 ) -> Tree:
     """Carries a new node's value up to the root, and the best line's leaf with it."""
-    batch, actions = batch_size(tree.root.prior), tree.root.prior.shape[1]
+    batch, actions = batch_size(tree.root.value), tree.root.prior.shape[0]
     rows = tf.range(batch)
 
     def body(path: Path) -> tuple[Path]:
@@ -195,10 +202,8 @@ def backward(
         edges = tf.reshape(edges, tf.shape(path.edges))
         leaves = _put(path.leaves, row * actions + action, path.leaf)
         if rules.are_local:
-            here = tf.gather(edges, row)
-            stats = Stats(
-                here[:, 0], here[:, 1], here[:, 2], value, visits + 1, known[:, 3], None, None
-            )
+            here = edges_at(edges, row)
+            stats = Stats(*here, value, visits + 1, known[:, 3], None, None)
             best = best_action(rules.scores(stats))
             leaf = tf.gather(leaves, row * actions + best)
         else:
@@ -219,12 +224,11 @@ def backward(
 
     value, root = new.reward + discount * new.value, tree.root
     start = tf.where(running, new.edge, 0)
-    leaf = (
-        index * actions + best_action(new.policy_logits) if rules.are_local else index + 0 * start
-    )
+    first = best_action(tf.transpose(new.policy_logits))
+    leaf = index * actions + first if rules.are_local else index + 0 * start
     path = Path(
-        _flat(tree.edges),
-        _flat(tree.nodes),
+        flat(tree.edges),
+        flat(tree.nodes),
         tree.leaves,
         start,
         leaf,
@@ -234,11 +238,11 @@ def backward(
         root.high,
     )
     (path,) = tf.while_loop(lambda path: tf.reduce_any(path.edge >= actions), body, (path,))
-    tried = running[:, None] & (tf.range(actions) == path.edge[:, None])
+    tried = running & (tf.range(actions)[:, None] == path.edge)
     visits = root.node_visits
     root = root._replace(
         visits=tf.where(tried, root.visits + 1, root.visits),
-        q_values=tf.where(tried, path.q_value[:, None], root.q_values),
+        q_values=tf.where(tried, path.q_value, root.q_values),
         value=tf.where(running, (root.value * visits + path.value) / (visits + 1), root.value),
         node_visits=tf.where(running, visits + 1, visits),
         low=tf.where(running, tf.minimum(path.low, path.q_value), root.low),
@@ -249,7 +253,7 @@ def backward(
         nodes=tf.reshape(path.nodes, tf.shape(tree.nodes)),
         leaves=path.leaves,
         root=root,
-        root_leaves=tf.where(tried, path.leaf[:, None], tree.root_leaves),
+        root_leaves=tf.where(tried, path.leaf, tree.root_leaves),
     )
 
 
@@ -278,8 +282,13 @@ class Path(NamedTuple):
 
 
 def best_action(scores: tf.Tensor) -> tf.Tensor:
-    """`[B]` the first of the highest scores."""
-    return tf.argmax(scores, -1, output_type=tf.int32)
+    """`[B]` the first of the highest scores `[A, B]`."""
+    return tf.argmax(scores, 0, output_type=tf.int32)
+
+
+def at_action(array: tf.Tensor, action: tf.Tensor) -> tf.Tensor:
+    """`[B]` what an array `[A, B]` has for the actions `[B]`."""
+    return tf.gather_nd(array, tf.stack([action, tf.range(batch_size(action))], -1))
 
 
 def batch_size(array: tf.Tensor) -> Any:
@@ -287,7 +296,7 @@ def batch_size(array: tf.Tensor) -> Any:
     return tf.shape(array)[0] if array.shape[0] is None else array.shape[0]
 
 
-def _flat(array: tf.Tensor) -> tf.Tensor:
+def flat(array: tf.Tensor) -> tf.Tensor:
     """`[N, B, …]` as `[N · B, …]`."""
     return tf.reshape(array, [-1, *array.shape[2:]])
 

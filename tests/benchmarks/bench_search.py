@@ -26,7 +26,7 @@ import tensorflow as tf  # noqa: E402
 from reference_networks import NUM_ACTIONS, jax_network, observations, tensorflow_network  # noqa: E402
 
 from muprover.config import SearchConfig  # noqa: E402
-from muprover.model.runtime import tune  # noqa: E402
+from muprover.model.runtime import flat, tune  # noqa: E402
 from muprover.model.search import search  # noqa: E402
 
 
@@ -40,7 +40,7 @@ def muprover_search(kind: str, variant: str, batch: int, simulations: int) -> Ca
     legal = tf.ones([batch, NUM_ACTIONS], tf.bool)
     budget, temperature = tf.fill([batch], simulations), tf.ones([batch])
 
-    @tf.function(jit_compile=True)
+    @compiled
     def run(seed: Any, exploration: Any) -> Any:
         return search(
             network.initial,
@@ -59,10 +59,25 @@ def muprover_search(kind: str, variant: str, batch: int, simulations: int) -> Ca
 
     def call(exploration: float = 1.0) -> Any:
         seed = rng.randint(-(2**31), 2**31 - 1, (batch, 2)).astype(np.int32)
-        out = run(tf.constant(seed), tf.fill([batch], exploration))
+        out = run(seed, np.full(batch, exploration, np.float32))
         return [out[name].numpy() for name in ("action", "action_weights", "visit_counts")]
 
     return call
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of arrays, compiled at its first call, and called as the network server does."""
+    call: Callable[..., Any] | None = None
+
+    def run(*arrays: np.ndarray) -> Any:
+        nonlocal call
+        tensors = [tf.convert_to_tensor(array) for array in arrays]
+        if call is None:
+            traced = tf.function(function, jit_compile=True).get_concrete_function(*tensors)
+            call = flat(traced)
+        return call(*tensors)
+
+    return run
 
 
 def mctx_search(kind: str, variant: str, batch: int, simulations: int) -> Callable[..., Any]:
@@ -105,7 +120,7 @@ def bare_network(kind: str, batch: int, simulations: int) -> Callable[..., Any]:
     """As many recurrent inferences, each on what the last one answered, and no tree."""
     network = tensorflow_network(kind)
 
-    @tf.function(jit_compile=True)
+    @compiled
     def run(observation: Any) -> Any:
         def body(i: Any, hidden: Any, total: Any, action: Any) -> Any:
             hidden, reward, value, logits = network.recurrent(hidden, action)
@@ -114,10 +129,11 @@ def bare_network(kind: str, batch: int, simulations: int) -> Callable[..., Any]:
 
         hidden, _, value, _ = network.initial(observation)
         start = (0, hidden, value, tf.zeros([batch], tf.int32))
-        return tf.while_loop(lambda i, *_: i < simulations, body, start)[1:3]
+        _, hidden, total, _ = tf.while_loop(lambda i, *_: i < simulations, body, start)
+        return {"hidden_state": hidden, "total": total}
 
-    observation = tf.constant(observations(kind, batch))
-    return lambda: [tensor.numpy() for tensor in run(observation)]
+    observation = observations(kind, batch)
+    return lambda: [tensor.numpy() for tensor in run(observation).values()]
 
 
 def measure(

@@ -30,6 +30,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from muprover.model.compiled import note_compiled
 from muprover.model.export import MANIFEST, OBJECT_GRAPH, VARIABLES, WARMUP
+from muprover.model.runtime import flat
 from muprover.model.serving.batch_sizes import BatchSizes
 from muprover.model.serving.codec import InputSpec
 from muprover.model.serving.errors import ServingError
@@ -270,15 +271,8 @@ def _compiled(restored: Any, specs: Sequence[Any]) -> Call:
     compiled = tf.function(
         lambda *args: restored(*args), input_signature=specs, autograph=False, jit_compile=True
     ).get_concrete_function()
-    # Called flat, without the checks of each argument: these take longer than a short search.
-    function, captured = compiled.inference_fn, compiled.captured_inputs
-    names = sorted(compiled.structured_outputs)
-
-    def call(weights: Sequence[tf.Tensor], *inputs: tf.Tensor) -> Mapping[str, tf.Tensor]:
-        outputs = function.call_flat(*weights, *inputs, *captured)
-        return dict(zip(names, outputs, strict=True))
-
-    return call
+    call = flat(compiled)
+    return lambda weights, *inputs: call(*weights, *inputs)
 
 
 def _by_name(call: Any, definition: Any) -> Call:
