@@ -15,6 +15,7 @@ LONG_FILES = [
     "test_graph_search",
     "test_readme",
     "test_search",
+    "test_search_exact",
     "test_export",
     "test_network_server_process",
     "test_network_server_rest",

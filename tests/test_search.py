@@ -1,150 +1,18 @@
-"""The readable search: against brute force, against `mctx`, and on networks made to measure."""
+"""The readable search: against `mctx`, and on networks made to measure."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from tictactoe_positions import OVER, move, outcomes, perfect, solve, tic_tac_toe
+from table_network import ALL, BOTH, GUMBEL, PUCT, RAW, TREE, TableNetwork, make_inputs
 
 from muprover import search_random
 from muprover.config import SearchConfig
 from muprover.policy import NetworkOutput, PolicyOutput, SearchInputs
 from muprover.search import _halving, make_policy, masked_softmax
-
-GUMBEL = SearchConfig(max_num_considered_actions=16, max_num_simulations=10_000)
-RAW = GUMBEL.model_copy(update={"rescale_values": False, "value_scale": 0.3})
-PUCT = SearchConfig(variant="muzero", max_num_simulations=10_000)
-TREE = SearchConfig(variant="muzero", normalization="tree", max_num_simulations=10_000)
-BOTH = pytest.mark.parametrize("config", [GUMBEL, PUCT], ids=["gumbel", "muzero"])
-ALL = pytest.mark.parametrize("config", [GUMBEL, PUCT, TREE], ids=["gumbel", "muzero", "tree"])
-
-
-class TableNetwork:
-    """A network that looks its answers up: positions are numbers, `rules` says what follows.
-
-    `rules(position, action)` answers (next position, reward); `opinion(position)` answers (value,
-    logits `[A]`). All of it is exact, so batches of any size give the same bits.
-    """
-
-    def __init__(self, rules: Callable, opinion: Callable) -> None:
-        self.rules, self.opinion = rules, opinion
-        self.asked: list[tuple[int, int]] = []
-
-    def initial_inference(self, observation: Any) -> NetworkOutput:
-        return self._answer(observation[:, 0].astype(np.int64), np.zeros(len(observation)))
-
-    def recurrent_inference(self, hidden_state: Any, action: Any) -> NetworkOutput:
-        self.asked += zip(hidden_state[:, 0].tolist(), action.tolist(), strict=True)
-        pairs = [
-            self.rules(int(h), int(a)) for h, a in zip(hidden_state[:, 0], action, strict=True)
-        ]
-        return self._answer(np.array([p[0] for p in pairs]), [p[1] for p in pairs])
-
-    def _answer(self, positions: Any, rewards: Any) -> NetworkOutput:
-        opinions = [self.opinion(int(p)) for p in positions]
-        return NetworkOutput(
-            np.asarray(positions)[:, None],
-            np.array(rewards, np.float32),
-            np.array([value for value, _ in opinions], np.float32),
-            np.array([logits for _, logits in opinions], np.float32),
-        )
-
-
-def make_inputs(
-    positions: Any,
-    legal: Any,
-    num_simulations: Any = 50,
-    temperature: Any = 0,
-    exploration: Any = 0,
-) -> SearchInputs:
-    n = len(positions)
-    fill = lambda value, kind: np.broadcast_to(np.asarray(value, kind), (n,)).copy()  # noqa: E731
-    return SearchInputs(
-        np.asarray(positions, np.float64)[:, None],
-        np.asarray(legal, bool),
-        np.stack([np.arange(n), np.arange(n) + 7], -1).astype(np.int32),
-        fill(num_simulations, np.int32),
-        fill(temperature, np.float32),
-        fill(exploration, np.float32),
-    )
-
-
-# --- tic-tac-toe, with perfect values -------------------------------------------------------------
-
-
-@ALL
-@pytest.mark.parametrize(
-    ("text", "best"),
-    [
-        ("xx.oo....", 2),  # x wins
-        ("xx.oo...x", 5),  # o wins, rather than block
-        ("xx..o....", 2),  # o blocks
-        ("oo.x..x.x", 2),  # o wins at 2 (7 would only block)
-        ("o...o.xx.", 8),  # x wins
-        ("x...x.o..", 8),  # o blocks
-    ],
-)
-def test_a_win_is_seen_and_a_loss_is_blocked_by_both_seats(
-    config: SearchConfig, text: str, best: int
-):
-    network = TableNetwork(move, perfect)
-    legal = [[mark == "." for mark in text]]
-    out = make_policy(network, config, -1.0)(make_inputs([tic_tac_toe(text)], legal, 60))
-    assert out.action[0] == best
-    if outcomes(tic_tac_toe(text))[best] == 1:
-        assert out.q_values[0, best] == 1 == out.q_values[0].max()
-    assert out.visit_counts[0][~np.array(legal[0])].sum() == 0
-    assert solve(tic_tac_toe(text)) == outcomes(tic_tac_toe(text))[best]
-
-
-# --- exhaustive negamax on random small trees -----------------------------------------------------
-
-
-@ALL
-@pytest.mark.parametrize("discount", [-1.0, 0.9])
-def test_the_search_converges_to_exhaustive_search(config: SearchConfig, discount: float):
-    """Eight random trees, two actions, three moves deep: a best first move, and its value."""
-    size, trees = 15, 8
-    rewards = np.random.RandomState(0).uniform(-1, 1, size * trees)  # of the move into each node
-
-    def rules(position: int, action: int) -> tuple[int, float]:
-        tree, node = divmod(position, size)
-        if position == OVER or node >= 7:
-            return OVER, 0.0
-        child = tree * size + 2 * node + 1 + action
-        return child, float(rewards[child])
-
-    def exact(position: int) -> list[float]:
-        followed = [rules(position, action) for action in (0, 1)]
-        return [reward + (discount * max(exact(p)) if p != OVER else 0.0) for p, reward in followed]
-
-    def opinion(position: int) -> tuple[float, list[float]]:
-        return (0.0 if position == OVER else max(exact(position))), [0.0, 0.0]
-
-    roots = [tree * size for tree in range(trees)]
-    inputs = make_inputs(roots, np.ones((trees, 2)), 400)
-    tolerance = 0.15 if config is GUMBEL else 0.3  # a mean over what PUCT tried on its way
-    out = make_policy(TableNetwork(rules, opinion), config, discount)(inputs)
-    for row, root in enumerate(roots):
-        action, truth = out.action[row], exact(root)
-        assert truth[action] > max(truth) - tolerance
-        assert out.q_values[row, action] == pytest.approx(truth[action], abs=tolerance)
-
-
-def test_values_change_sides_at_every_move_on_the_way_up():
-    """One action only: a path with the rewards 1, 2, 4 and the leaf's value 8, discount −½."""
-    network = TableNetwork(
-        lambda depth, _: (depth + 1, [1.0, 2.0, 4.0][depth]),
-        lambda depth: ([0.0, 0.0, 0.0, 8.0][depth], [0.0]),
-    )
-    out = make_policy(network, PUCT, -0.5)(make_inputs([0], [[True]], 3))
-    first, second, third = 1 + 0, 1 - 0.5 * 2, 1 - 0.5 * (2 - 0.5 * (4 - 0.5 * 8))
-    assert out.value[0] == pytest.approx((0 + first + second + third) / 4)
-
 
 # --- the root -------------------------------------------------------------------------------------
 
