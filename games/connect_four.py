@@ -119,30 +119,23 @@ def make_config() -> Config:
             symmetries="mirror",
             actions_shape=(COLUMNS,),
         ),
-        search=SearchConfig(
-            num_simulations=32,
-            max_num_simulations=200,
-            dirichlet_alpha=1.0,
-            rescale_values=False,  # between −1 and 1 as they are
-            value_scale=0.25,
-        ),
-        network=ResNetConfig(num_channels=32, representation_blocks=3, head_channels=8),
+        search=SearchConfig(num_simulations=32, max_num_simulations=200, dirichlet_alpha=1.0),
+        network=ResNetConfig(num_channels=32),
         training=TrainingConfig(
             batch_size=256,
             num_unroll_steps=4,
-            td_steps=16,
+            td_steps=42,
             learning_rate=4e-3,
             learning_rate_schedule="exponential",
-            learning_rate_decay_steps=15_000,
-            reward_loss_weight=20.0,  # one move of a game has one, and without it searches see none
+            learning_rate_decay_steps=18_000,
+            reward_loss_weight=10.0,  # one move of a game has one, and without it searches see none
             ema_decay=0.999,
-            xla=False,  # convolutions on CPUs
         ),
         replay=ReplayConfig(max_size=400_000, min_size_to_sample=20_000, samples_per_insert=3.0),
         self_play=SelfPlayConfig(
-            games_per_agent=128,
-            random_opening_fraction=0.6,
-            random_opening_moves=20,
+            games_per_agent=256,
+            random_opening_fraction=0.5,
+            random_opening_moves=12,
         ),
         evaluation=EvaluationConfig(
             num_simulations=200,
