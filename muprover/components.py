@@ -78,6 +78,7 @@ class Ports:
     metrics: dict[str, int]  # by component
     host: str = "localhost"  # that servers listen on
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # HOST:PORT of servers not here
+    locks: Mapping[str, str] = field(default_factory=dict)  # in environment variables
     models: int = 0  # where the trainer gives its versions to a network server elsewhere
 
     @classmethod
@@ -108,8 +109,9 @@ def make_components(
         commands["network"] = _network_command(layout, ports, files)
     everywhere = ["--log-level", layout.log_level, "--log-format", layout.log_format]
     environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    if ports.host == "localhost":  # nobody else gets in here
+    if ports.host == "localhost" and not ports.locks:  # nobody else gets in here
         environment |= dict.fromkeys((TLS, TLS_CLIENTS, TOKEN_FILE), "")
+    environment |= ports.locks
     return [
         Component(
             name,

@@ -99,7 +99,7 @@ class Component:
                 env={**os.environ, **self.environment, **environment},
                 pass_fds=() if keep is None else (keep,),
                 start_new_session=True,  # Ctrl-C is the launcher's
-                preexec_fn=partial(_end_with_parent, os.getpid()) if _LIBC else None,
+                preexec_fn=partial(end_with_parent, os.getpid()),
             )
 
     def tail(self, lines: int = 12) -> str:
@@ -236,9 +236,10 @@ def _kill_group(component: Component) -> None:
             os.killpg(component.process.pid, signal.SIGKILL)
 
 
-def _end_with_parent(parent: int) -> None:
-    """Linux: the child gets SIGTERM when the launcher is gone, however it went."""
-    assert _LIBC is not None
+def end_with_parent(parent: int) -> None:
+    """Linux: this process gets SIGTERM when its parent is gone, however it went."""
+    if _LIBC is None:
+        return
     pr_set_pdeathsig = 1
     _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
     if os.getppid() != parent:  # it went before the line above

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from trial_locks import OTHER_TOKEN, TOKEN, certificates, part_of, token_file
 
 import muprover.supervisor as supervision
 from muprover.cli import main
@@ -17,10 +18,12 @@ from muprover.config import SettingsError
 from muprover.hosts import checks
 from muprover.hosts.connection import Connections, HostsError, read_answer
 from muprover.hosts.hostsfile import EXAMPLE, parse_hosts
+from muprover.hosts.locks import read_locks, write_locks
 from muprover.hosts.on_host import LogFile
 from muprover.hosts.orders import own_ports
 from muprover.hosts.place import Place
 from muprover.hosts.preflight import Findings, Plan, check_moved, choose_python
+from muprover.services.locks import Locks
 from muprover.supervisor import Component, Supervisor
 
 THREE = """\
@@ -225,6 +228,33 @@ def test_hosts_with_a_common_folder_do_not_write_each_others_files(tmp_path):
     assert one.versions(["trainer", "network"]) == tmp_path / "m" / "run"
     assert two.versions(["network"]) == tmp_path / "m" / "run" / "pulled-b"
     assert two.versions(["agent-1"]) is None
+
+
+def test_locks_are_brought_kept_privately_replaced_and_taken_away(tmp_path):
+    place = Place("localhost", "run", str(tmp_path / "dir"), str(tmp_path / "models"))
+    trial, token = certificates(tmp_path / "trial"), token_file(tmp_path / "token", TOKEN)
+    told = read_locks(Locks(trial, "any", token))
+    assert "ca.key" not in told["files"]
+    folder = place.own / "locks"
+    assert write_locks(place, told) == {
+        "MUPROVER_TLS": str(folder),
+        "MUPROVER_TLS_CLIENTS": "any",
+        "MUPROVER_TOKEN_FILE": str(folder / "token"),
+    }
+    assert (folder / "tls.key").read_bytes() == (trial / "tls.key").read_bytes()
+    token_file(token, OTHER_TOKEN)
+    only_token = write_locks(place, read_locks(Locks(token_file=token)))
+    assert [path.name for path in folder.iterdir()] == ["token"]
+    assert (folder / "token").read_text() == f"{OTHER_TOKEN}\n"
+    assert only_token["MUPROVER_TLS"] == ""
+    assert write_locks(place, read_locks(Locks())) == {}
+    assert not folder.exists()
+
+
+def test_certificates_that_a_server_could_not_show_are_refused_before_anything_starts(tmp_path):
+    authority = part_of(certificates(tmp_path / "trial"), "ca.crt")
+    with pytest.raises(SettingsError, match=r"has no tls\.crt and tls\.key"):
+        read_locks(Locks(authority))
 
 
 def test_logs_begin_with_their_last_lines_and_come_whole(tmp_path):

@@ -1,4 +1,5 @@
-"""`muprover up` on localhost with all of its processes: left alone, killed, ended, gone on with."""
+"""`muprover up` on localhost, behind locks, with all of its processes: left alone, killed, ended,
+gone on with."""
 
 from __future__ import annotations
 
@@ -13,11 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from small_settings import SMALL
+from trial_locks import TOKEN, certificates, token_file, using
 
 from muprover.components import free_ports
 from muprover.runfolder import RunFolder
+from muprover.services.client import open_channel
+from muprover.services.locks import Locks
+from muprover.v1 import replay_pb2, replay_pb2_grpc
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
@@ -39,6 +45,8 @@ class Runs:
         self.environment = os.environ | {"XDG_STATE_HOME": str(folder / "state")}
         self.run_folder = RunFolder(folder / "dir" / "runs" / "first")
         self.ports = free_ports(3)
+        self.certificates = certificates(folder / "trial")
+        self.token = token_file(folder / "token", TOKEN)
         self.write_hosts(agents=1)
 
     def write_hosts(self, agents: int) -> None:
@@ -52,6 +60,7 @@ class Runs:
     def up_words(self, settings: list[str]) -> list[str]:
         where = ["-c", str(self.file), "-r", str(self.folder / "dir")]
         where += ["-m", str(self.folder / "models"), "-n", "first"]
+        where += ["--tls", str(self.certificates), "--token-file", str(self.token)]
         chosen = [word for setting in settings for word in ("--set", setting)]
         return ["up", "-g", "tictactoe", *where, *chosen]
 
@@ -100,11 +109,23 @@ class Runs:
         process = by_name(self.status())[name]
         return process["restarts"] == 1 and process["pid"] is not None
 
+    def has_only_new(self, before: dict[str, Any]) -> bool:
+        """Whether all processes run, and none of those that ran before."""
+        old, new = by_name(before), by_name(self.status())
+        return all(new[name]["pid"] not in (None, old[name]["pid"]) for name in old)
+
     def wait_for(self, condition: Callable[[], bool], seconds: float = 400) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, self.call("logs", "--tail", "30")
             time.sleep(0.5)
+
+    @property
+    def supervisor(self) -> int | None:
+        """The child of the process that holds the lock."""
+        keeper = (self.run_folder.path / "hosts" / "localhost" / "lock").read_text()
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        return int(children[0]) if children else None
 
     def left(self) -> list[int]:
         """Processes whose command lines name the folder."""
@@ -152,6 +173,10 @@ def first(runs) -> dict[str, Any]:
     )
     followed = follower.stdout.readline()  # of an export, as they are many
     follower.send_signal(signal.SIGINT)
+    locked = seen_from_outside(runs)
+    os.kill(runs.supervisor, signal.SIGKILL)
+    runs.wait_for(lambda: runs.has_only_new(joined))
+    survived = runs.status()
     down = runs.call("down")
     return {
         "shown": shown,
@@ -161,6 +186,8 @@ def first(runs) -> dict[str, Any]:
         "again": again,
         "joined": joined,
         "followed": followed,
+        "locked": locked,
+        "survived": survived,
         "follower": follower.wait(60),
         "down": down,
         "left": runs.left(),
@@ -174,6 +201,24 @@ def second(runs, first) -> dict[str, Any]:
     """A session that goes on, with a goal that is soon met, and somebody who waits for it."""
     output = runs.call(*runs.up_words(WITHIN_REACH), "--wait", "--time-limit", "6")
     return {"output": output, "left": runs.left(), "status": runs.status()}
+
+
+def seen_from_outside(runs: Runs) -> dict[str, str]:
+    """What the replay server tells those who have no certificate, or no token."""
+    told = {}
+    for name, locks in {
+        "stranger": Locks(),
+        "without token": Locks(runs.certificates),
+        "partner": Locks(runs.certificates, token_file=runs.token),
+    }.items():
+        with using(locks), open_channel(f"localhost:{runs.ports[1]}") as channel:
+            stub = replay_pb2_grpc.ReplayServiceStub(channel)
+            try:
+                stub.Stats(replay_pb2.StatsRequest(), timeout=60)
+                told[name] = "OK"
+            except grpc.RpcError as error:
+                told[name] = error.code().name
+    return told
 
 
 def by_name(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -224,6 +269,26 @@ def test_logs_are_followed_as_they_are_written(first):
     assert first["follower"] == 130
     for name in NAMES | {"agent-2", "supervisor-localhost"}:
         assert f"{name}  " in first["logs"]
+
+
+def test_who_has_no_certificate_and_no_token_is_kept_out(first, runs):
+    assert first["locked"] == {
+        "stranger": "UNAVAILABLE",
+        "without token": "UNAUTHENTICATED",
+        "partner": "OK",
+    }
+    folder = runs.run_folder.path / "hosts" / "localhost" / "locks"
+    files = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert files == dict.fromkeys(("ca.crt", "tls.crt", "tls.key", "token"), 0o600)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert TOKEN not in first["logs"]
+
+
+def test_a_killed_supervisor_is_started_again_and_starts_all_anew(first):
+    assert "the supervisor ended with -9; starting another" in first["logs"]
+    processes = by_name(first["survived"])
+    assert set(processes) == NAMES | {"agent-2"}
+    assert {process["state"] for process in processes.values()} == {"running"}
 
 
 def test_down_ends_all_in_order_and_leaves_nothing(first, runs):

@@ -100,6 +100,7 @@ def up(args: argparse.Namespace) -> int:
     from muprover.hosts.status import wait
     from muprover.hosts.up import UpOptions
     from muprover.hosts.up import up as start
+    from muprover.services.locks import in_use
 
     hosts = read_hosts(args.hosts)
     game = load_game(args.game)
@@ -121,14 +122,17 @@ def up(args: argparse.Namespace) -> int:
         log_level=args.log_level,
         log_format=args.log_format,
     )
-    options = UpOptions(args.game, args.config, tuple(args.set), args.seed, layout)
+    options = UpOptions(args.game, args.config, tuple(args.set), args.seed, layout, in_use())
     record = start(plan, options, print)
     if args.wait:
         return 0 if wait(record, args.time_limit) else 1
+    shown = [f"--tls {args.tls}"] * bool(args.tls)
+    shown += [f"--token-file {args.token_file}"] * bool(args.token_file)
+    play = " ".join([f"--network {record.network}", *shown])
     print(
         f"run {record.run} is up, goal {record.goal or 'none'}; all of it stays when you leave\n"
         f"  muprover status, muprover logs -f, muprover down\n"
-        f"  muprover play --game {args.game} --network {record.network}"
+        f"  muprover play --game {args.game} {play}"
     )
     return 0
 

@@ -1,7 +1,8 @@
 """The supervisor of one host: keeps its part of a run going, whoever logs out or goes away.
 
 `python -m muprover.hosts.daemon PLACE` is started by `muprover up`. SIGHUP: read the orders again.
-SIGTERM: end everything in order.
+SIGTERM: end everything in order. The process that gets these is the keeper: it passes them on to
+the supervisor, its child, and does nothing else but start another one when that is killed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from muprover.hosts.orders import from_tree
 from muprover.hosts.place import Place, Tree, read_tree, write_tree
 from muprover.logs import configure_logging
 from muprover.progress import EvaluationLog
-from muprover.supervisor import Component, Supervisor
+from muprover.supervisor import Component, Supervisor, end_with_parent
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
 STATE_SECONDS = 1.0  # between two writes, if nothing has happened
+PAUSE_SECONDS = 1.0  # before another supervisor is started
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SOON_SECONDS = 60.0  # one that fails so soon would fail again
 
 
 class Daemon:
@@ -43,21 +47,20 @@ class Daemon:
         self._started = time.monotonic()
         self._written: tuple[float, Tree] = (0.0, {})
 
-    def run(self) -> None:
-        """Until SIGTERM."""
-        with self.place.hold() as lock:
-            log.info("supervisor of %s in %s", self.place.host, self.place.folder.path)
-            self.supervisor.start(lock)
-            self.reload.set()
-            while not self.stop.wait(TICK_SECONDS):
-                try:
-                    self._tick()
-                except OSError as error:  # a full disk, no process left: all else goes on
-                    log.warning("%s", error)
-            log.info("ending everything, in order")
-            self.supervisor.stop()
-            with suppress(OSError):
-                self._write_state()
+    def run(self, lock: int) -> None:
+        """Until SIGTERM. lock: the file descriptor of the place, which components hold as well."""
+        log.info("supervisor of %s in %s", self.place.host, self.place.folder.path)
+        self.supervisor.start(lock)
+        self.reload.set()
+        while not self.stop.wait(TICK_SECONDS):
+            try:
+                self._tick()
+            except OSError as error:  # a full disk, no process left: all else goes on
+                log.warning("%s", error)
+        log.info("ending everything, in order")
+        self.supervisor.stop()
+        with suppress(OSError):
+            self._write_state()
 
     def _tick(self) -> None:
         if self.reload.is_set():
@@ -94,7 +97,7 @@ class Daemon:
     def _write_state(self) -> None:
         """Whenever something has changed, and now and then."""
         facts = {
-            "pid": os.getpid(),
+            "pid": os.getppid(),  # the keeper's
             "orders": self._orders.get("number", 0),
             "components": [self._describe(c) for c in self.supervisor.components],
             "goal": self._orders.get("goal"),
@@ -121,21 +124,67 @@ class Daemon:
         }
 
 
+class Keeper:
+    """Starts a supervisor, and another one when it is killed."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._child = 0
+        self._is_ending = False
+
+    def run(self) -> int:
+        """Until the supervisor ends by itself; answers its status."""
+        with self._place.hold() as lock:
+            for number in SIGNALS:
+                signal.signal(number, self._pass_on)
+            while True:
+                began = time.monotonic()
+                status = self._supervise(lock)
+                soon = time.monotonic() - began < SOON_SECONDS
+                if status == 0 or self._is_ending or (status > 0 and soon):
+                    return max(0, status)
+                log.error("the supervisor ended with %d; starting another", status)
+                time.sleep(PAUSE_SECONDS)
+
+    def _supervise(self, lock: int) -> int:
+        """Runs one in a child process; answers its status, below 0 for a signal."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # till both know what to do with them
+        self._child = os.fork()
+        if self._child == 0:
+            os._exit(supervise(self._place, lock))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        _, status = os.waitpid(self._child, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def _pass_on(self, number: int, _: Any) -> None:
+        self._is_ending |= number != signal.SIGHUP
+        with suppress(ProcessLookupError):
+            os.kill(self._child, number)
+
+
+def supervise(place: Place, lock: int) -> int:
+    """The child's part."""
+    try:
+        daemon = Daemon(place)
+        events = {
+            signal.SIGTERM: daemon.stop,
+            signal.SIGINT: daemon.stop,
+            signal.SIGHUP: daemon.reload,
+        }
+        for number, event in events.items():
+            signal.signal(number, lambda *_, event=event: event.set())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        end_with_parent(os.getppid())
+        daemon.run(lock)
+    except BaseException:
+        log.exception("the supervisor fails")
+        return 1
+    return 0
+
+
 def main() -> int:
     configure_logging("supervisor")
-    daemon = Daemon(Place(**json.loads(sys.argv[1])))
-
-    def on(number: int, event: threading.Event) -> None:
-        def act(*_: Any) -> None:
-            event.set()
-
-        signal.signal(number, act)
-
-    on(signal.SIGTERM, daemon.stop)
-    on(signal.SIGINT, daemon.stop)
-    on(signal.SIGHUP, daemon.reload)
-    daemon.run()
-    return 0
+    return Keeper(Place(**json.loads(sys.argv[1]))).run()
 
 
 if __name__ == "__main__":

@@ -108,10 +108,11 @@ def status(message: Tree) -> Tree:
     place = Place(**message["place"])
     state, orders = read_tree(place.state), read_tree(place.orders)
     ports = orders.get("metrics", {}) if place.supervisor() else {}
-    looks = [_look(ports)]
+    tls = orders.get("tls", False)
+    looks = [_look(ports, tls)]
     if message["seconds"] and ports:
         time.sleep(message["seconds"])  # rates are of this time
-        looks.append(_look(ports))
+        looks.append(_look(ports, tls))
     return {
         "running": place.supervisor() is not None,
         "exists": place.folder.exists,
@@ -122,8 +123,9 @@ def status(message: Tree) -> Tree:
     }
 
 
-def _look(ports: dict[str, int]) -> Tree:
-    return {"at": time.monotonic(), "metrics": {name: scrape(p) for name, p in ports.items()}}
+def _look(ports: dict[str, int], tls: bool) -> Tree:
+    metrics = {name: scrape(port, tls) for name, port in ports.items()}
+    return {"at": time.monotonic(), "metrics": metrics}
 
 
 def _newest_evaluation(path: Path) -> Tree:

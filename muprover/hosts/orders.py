@@ -7,18 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from muprover.components import Layout, Ports, free_ports, make_components
+from muprover.hosts.locks import write_locks
 from muprover.hosts.place import Place, Tree, read_tree, write_tree
+from muprover.services.locks import TLS
 from muprover.supervisor import Component
 
 
 def write_orders(place: Place, message: Tree) -> int:
     """Makes this host's command lines from what all hosts agreed on; answers the orders' number.
 
-    message: `layout`, `servers` (ports, by component), `elsewhere` (addresses), `listen`, `seed`.
+    message: `layout`, `servers` (ports, by component), `elsewhere` (addresses), `listen`, `locks`,
+    `seed`.
     """
     before = read_tree(place.orders) if place.supervisor() else {}
     layout = Layout(**message["layout"])
     _link_versions(place, layout)
+    locks = write_locks(place, message["locks"])
     own = own_ports(layout, message["servers"], before)
     ports = Ports(
         environment=message["servers"].get("environment", 0),
@@ -28,6 +32,7 @@ def write_orders(place: Place, message: Tree) -> int:
         metrics={name: own[name] for name in layout.names},
         host=message["listen"],
         elsewhere=message["elsewhere"],
+        locks=locks,
         models=message["servers"].get("models", 0),
     )
     folder = place.folder_for(layout.names)
@@ -42,6 +47,7 @@ def write_orders(place: Place, message: Tree) -> int:
         "listens": {**message["servers"], **({"REST": own["REST"]} if own["REST"] else {})},
         "elsewhere": message["elsewhere"],
         "metrics": ports.metrics,
+        "tls": bool(locks.get(TLS)),
         "goal": str(goal) if goal else None,
     }
     write_tree(place.orders, orders)

@@ -15,10 +15,12 @@ from muprover.config import SettingsError
 from muprover.game import Game, load_game
 from muprover.hosts.connection import Connections, Host, HostsError, Message
 from muprover.hosts.down import stop
+from muprover.hosts.locks import read_locks
 from muprover.hosts.preflight import Findings, Plan, look_at_all
 from muprover.hosts.record import Record, read_record
 from muprover.launcher import RunOptions, prepare
 from muprover.runfolder import RunFolder
+from muprover.services.locks import Locks
 
 Writer = Callable[[str], None]
 
@@ -32,12 +34,14 @@ class UpOptions:
     overrides: tuple[str, ...]
     seed: int | None
     layout: Layout  # its number of agents is that of all hosts
+    locks: Locks  # of what is started
 
 
 def up(plan: Plan, options: UpOptions, write: Writer) -> Record:
     """Looks at all hosts, then starts everything; raises `HostsError` with all that is wrong."""
     source = options.source
     load_game(source, options.settings_file, options.overrides)  # wrong settings first
+    locks = read_locks(options.locks)
     is_file = source.endswith(".py")
     text = Path(source).read_text(encoding="utf-8") if is_file else None
     with Connections(plan.hosts.names) as connections:
@@ -55,7 +59,7 @@ def up(plan: Plan, options: UpOptions, write: Writer) -> Record:
         record = Record.of(plan, game, {h.name: h.python for h in connections.hosts})
         _end_the_left(record, write)
         record.save()
-        _start(plan, options, connections, findings, files, seed, write)
+        _start(plan, options, connections, findings, {"files": files, "locks": locks}, seed, write)
     return record
 
 
@@ -122,11 +126,14 @@ def _start(
     options: UpOptions,
     connections: Connections,
     findings: Findings,
-    files: dict[str, str],
+    brought: Message,
     seed: int,
     write: Writer,
 ) -> None:
-    """Lets every host do its part; raises `HostsError` if one does not."""
+    """Lets every host do its part; raises `HostsError` if one does not.
+
+    brought: `files` of the run and its `locks`.
+    """
 
     def ask(host: Host) -> Message:
         layout = vars(options.layout) | {"only": tuple(plan.hosts.components(host.name))}
@@ -134,7 +141,7 @@ def _start(
             "start",
             {
                 "place": vars(plan.place(host.name)),
-                "files": files,
+                **brought,
                 "layout": layout,
                 "servers": plan.servers(host.name),
                 "elsewhere": findings.addresses.get(host.name, {}),
