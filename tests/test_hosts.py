@@ -88,6 +88,13 @@ def test_every_wrong_line_is_named_with_what_is_wrong():
         assert words in said
 
 
+def test_no_file_asks_for_more_than_hosts_could_do():
+    with pytest.raises(SettingsError, match="these would be 10001 agents; 10000 are the most"):
+        parse_hosts("agent a:10000\nagent b:1\n", "hosts.config")
+    with pytest.raises(SettingsError, match="line 1001: more than 1000 lines"):
+        parse_hosts("agent a:1\n" * 1001, "hosts.config")
+
+
 def test_services_without_a_line_are_named():
     with pytest.raises(SettingsError) as caught:
         parse_hosts("environment localhost:50000\n", "hosts.config")

@@ -27,11 +27,13 @@ evaluator    localhost            # may be left out: then nobody notices that th
 WITH_PORT = ("environment", "replay", "network")
 SERVICES = (*WITH_PORT, "trainer", "agent", "evaluator")
 OPTIONAL = ("evaluator",)
+MOST_LINES = 1000  # that say something
+MOST_AGENTS = 10_000  # on all hosts
 ALIASES = {"training": "trainer"}
 NUMBERS = {  # what the number of a service is, with its least and its most
     **dict.fromkeys(WITH_PORT, ("a port", 1, 65535)),
     "trainer": ("a least number of games", 0, 10**9),
-    "agent": ("a number of agents", 1, 10_000),
+    "agent": ("a number of agents", 1, MOST_AGENTS),
     "evaluator": ("always 1, and may be left out", 1, 1),
 }
 HOST = re.compile(r"([A-Za-z0-9_][\w.+-]*@)?([A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+(%\w+)?\])")
@@ -110,6 +112,9 @@ def parse_hosts(text: str, name: str) -> Hosts:
         words = raw.partition("#")[0].split()
         if not words:
             continue
+        if len(lines) + len(wrong) == MOST_LINES:
+            wrong.append(f"line {place}: more than {MOST_LINES} lines")
+            break
         try:
             line = _parse_line(words, place)
             _check_beside(line, lines)
@@ -154,6 +159,9 @@ def _split(word: str, service: str) -> tuple[str, str]:
 
 def _check_beside(line: Line, before: list[Line]) -> None:
     """Raises `ValueError` where a line does not go with those above it."""
+    agents = line.number + sum(other.number for other in before if other.service == "agent")
+    if line.service == "agent" and agents > MOST_AGENTS:
+        raise ValueError(f"these would be {agents} agents; {MOST_AGENTS} are the most")
     for other in before:
         if line.service == other.service and line.service != "agent":
             raise ValueError(f"a second {line.service}; the first is in line {other.place}")

@@ -19,6 +19,7 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 10_000),  # or else it would wait a minute for an answer
     ("grpc.http2.max_pings_without_data", 0),  # streams that wait for an answer send none
     ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 10_000),  # of an attempt, when no packet is answered
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.lb_policy_name", "round_robin"),
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),  # a server may come back elsewhere

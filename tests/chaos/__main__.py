@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     add("--interval", type=float, default=30.0, help="s between two (default: %(default)g)")
     add("--faults", default=",".join(FAULTS), help="(default: %(default)s)")
     add("--pause", type=float, default=10.0, help="s that faults last which end")
-    add("--only", default="", help="components that `kill` picks from (default: all)")
+    add("--only", default="", help="what `kill` and `link` pick from (default: all)")
     add("--agents", default="1")
     add("--standby", action="store_true", help="of trainer and network server")
     add("--share", type=float, default=0.7, help="of the speed before, that is full speed")
@@ -128,7 +128,8 @@ def start(args: argparse.Namespace, rng: random.Random) -> tuple[Run, Scene]:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
     run = Run(args.folder, options, environment)
-    scene = Scene(run, Ledger(run.folder), rng, args.pause, clock)
+    only = tuple(args.only.split(",")) if args.only else ()
+    scene = Scene(run, Ledger(run.folder), rng, args.pause, clock, only)
     run.wait_for(run.all_answer, args.patience, "all components answer")
     run.wait_for(lambda: run.count("steps") > 50, args.patience, "training has begun")
     time.sleep(WARM_SECONDS)
@@ -146,8 +147,6 @@ def let_happen(args: argparse.Namespace, scene: Scene) -> list[Event]:
         name = deck.pop()
         started = time.monotonic()
         fault = FAULTS[name](scene)
-        if args.only and name == "kill":
-            fault.only = tuple(args.only.split(","))  # type: ignore[attr-defined]
         event = suffer(name, fault, scene, args, began)
         events.append(event)
         print(in_words(event), flush=True)
@@ -245,7 +244,9 @@ def show(events: list[Event], report: dict[str, Any]) -> None:
 
 
 def row(event: Event) -> str:
-    return f"kill {event.what}" if event.fault == "kill" else event.fault
+    """Kills and cuts are told apart by whom they hit."""
+    whom = event.what.partition(",")[0]
+    return f"{event.fault} {whom}" if event.fault in ("kill", "link") else event.fault
 
 
 def is_good(report: dict[str, Any]) -> bool:

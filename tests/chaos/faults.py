@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.ledger import Ledger, in_store, newest_checkpoint
@@ -31,6 +31,8 @@ class Scene:
     rng: random.Random
     pause: float  # seconds that what can end lasts
     clock: Path | None = None  # the file that libfaketime reads
+    only: tuple[str, ...] = ()  # what is killed or cut off; empty: all
+    _decks: dict[str, list[str]] = field(default_factory=dict)  # by fault: whose turn comes
 
     def pick(self, *names: str) -> Process:
         """One of the components, or of these."""
@@ -38,6 +40,18 @@ class Scene:
         if not found:
             raise RuntimeError(f"no {' or '.join(names) or 'component'} is running")
         return self.rng.choice(found)
+
+    def deal(self, fault: str, *names: str) -> Process:
+        """As `pick`, in random order, but each as often as the others."""
+        found = {p.name: p for p in self.run.processes() if not names or p.name in names}
+        found = {name: p for name, p in found.items() if not self.only or name in self.only}
+        deck = [name for name in self._decks.get(fault, []) if name in found]
+        if not deck:
+            deck = self.rng.sample(sorted(found), len(found))
+        if not deck:
+            raise RuntimeError(f"no {' or '.join(self.only or names) or 'component'} is running")
+        self._decks[fault] = deck[1:]
+        return found[deck[0]]
 
     def kill(self, process: Process) -> None:
         if process.name == "trainer":
@@ -68,10 +82,8 @@ class Fault(ABC):
 class Kill(Fault):
     """kill −9."""
 
-    only: tuple[str, ...] = ()
-
     def begin(self) -> str:
-        process = self.scene.pick(*self.only)
+        process = self.scene.deal("kill")
         self.scene.kill(process)
         return process.name
 
@@ -102,7 +114,7 @@ class Link(Fault):
         return "" if _iptables() else "needs iptables"
 
     def begin(self) -> str:
-        process = self.scene.pick(*SERVERS)
+        process = self.scene.deal("link", *SERVERS)
         self._port = process.option("--port")
         self._rules("-A")
         return process.name

@@ -4,6 +4,8 @@
     python tests/fuzz --runs 20000 --only replay.Add,file.store
     python tests/fuzz --engine plain                 without atheris: mutations of what is known
 
+    make fuzz ARGS="--keep 8"                        keep some of what covers more in the corpus
+
 Each target has a process, whose memory is compared between its first tenth and its end. What does
 harm stays in the folder that is named then; put it into tests/fuzz/corpus/TARGET/ to keep it.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,15 +26,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fuzz import sockets, targets
+from fuzz import plain, sockets, targets
 
 SOCKET_SHARE = 0.03  # of all messages, over real connections
 LEAST_RUNS = 100
+LARGEST_KEPT = 2048  # bytes
+SHARED_MEMORY = "/dev/shm"  # where no message waits for a disk
 
 
 def main() -> int:
     args = parse()
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    in_memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=in_memory))
     chosen = [t for t in targets.load().values() if not args.only or t.name in args.only.split(",")]
     total = sum(target.share for target in chosen)
     began = time.monotonic()
@@ -39,6 +45,7 @@ def main() -> int:
     def one(target: Any) -> dict[str, Any]:
         runs = max(LEAST_RUNS, int(args.runs * target.share / total))
         row = fuzz(target.name, runs, args, folder)
+        keep_interesting(folder_of(target.name, folder), target.name, args.keep)
         print(in_words(row), flush=True)
         return row
 
@@ -61,13 +68,14 @@ def parse() -> argparse.Namespace:
     add("--engine", choices=["atheris", "plain"], default="atheris")
     add("--jobs", type=int, default=os.cpu_count() or 1)
     add("--seed", type=int, default=1)
+    add("--keep", type=int, default=0, help="of each target's new data, in the corpus")
     add("--hang", type=int, default=120, help="s that one message may take (default: %(default)s)")
     return parser.parse_args()
 
 
 def fuzz(name: str, runs: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One target in a process of its own."""
-    path = folder / name.replace("/", "-")
+    path = folder_of(name, folder)
     path.mkdir()
     command = [sys.executable, str(Path(__file__).with_name("process.py")), name, str(runs)]
     command += [str(path), args.engine, str(args.seed), str(args.hang)]
@@ -78,6 +86,24 @@ def fuzz(name: str, runs: int, args: argparse.Namespace, folder: Path) -> dict[s
     tail = (path / "log").read_text(errors="replace")[-1500:]
     row |= {"target": name, "harm": "" if not status and row.get("done") else tail}
     return row
+
+
+def folder_of(name: str, folder: Path) -> Path:
+    return folder / name.replace("/", "-")
+
+
+def keep_interesting(path: Path, name: str, most: int) -> None:
+    """Copies what libFuzzer has found to cover more, the smallest of it, into the corpus."""
+    corpus = plain.CORPUS / name
+    found = [p for p in (path / "corpus").glob("*") if len(p.name) == 40]  # by its SHA-1
+    small = sorted((p for p in found if p.stat().st_size <= LARGEST_KEPT), key=size_and_name)
+    for unit in small[:most]:
+        corpus.mkdir(parents=True, exist_ok=True)
+        shutil.copy(unit, corpus / unit.name[:12])
+
+
+def size_and_name(path: Path) -> tuple[int, str]:
+    return path.stat().st_size, path.name
 
 
 def in_words(row: dict[str, Any]) -> str:

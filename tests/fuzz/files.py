@@ -19,6 +19,7 @@ from fuzz.replay import games
 from fuzz.target import Feed, Target
 from muprover.config import Config, SettingsError, load_file, load_settings, parse_override
 from muprover.game import load_game
+from muprover.hosts.hostsfile import EXAMPLE, SERVICES, read_hosts
 from muprover.launcher import RunOptions, prepare
 from muprover.model.serving.command import add_arguments, read_options
 from muprover.progress import EvaluationLog, describe_evaluation, read_metrics
@@ -94,6 +95,22 @@ def settings() -> list[bytes]:
         b"search: {num_simulations: 8}\nnetwork:\n  type: resnet\n  num_channels: 4\n",
         b"self_play:\n  temperatures: [[0, 1.0], [100, 0.5]]\nevaluation: {goal: null}\n",
     ]
+
+
+# hosts.config
+
+
+def read_hosts_file(path: Path) -> None:
+    hosts = read_hosts(path)
+    for host in hosts.names:
+        hosts.ports(host)
+        assert hosts.components(host)
+    assert hosts.agents >= 1
+
+
+def hosts_files() -> list[bytes]:
+    three = "environment a:1\nreplay me@b:2\nnetwork [::1]:3\ntraining c:9\nagent a:2\nagent c:1\n"
+    return [EXAMPLE.encode(), three.encode(), f"{three}evaluator a".encode()]
 
 
 # Games: code, so what is fuzzed is how it goes wrong, and no word of it does harm.
@@ -314,6 +331,12 @@ TARGETS = [
         open_override,
         lambda: [b"search.num_simulations=8", b"network={type: custom, options: {a: [1]}}"],
         text(SETTING_WORDS),
+    ),
+    Target(
+        "file.hosts.config",
+        file(read_hosts_file),
+        hosts_files,
+        text((*SERVICES, "localhost", "training", "10000", "65535", "@", "[::1]")),
     ),
     Target("file.game", open_game, game_files, mutate_game, 0.5),
     Target(

@@ -13,7 +13,7 @@ GENERATIONS = 3  # of mutations from what is sound
 
 
 def known(target: Target) -> list[bytes]:
-    """Sound data, and what the corpus keeps: garbage that once did harm."""
+    """Sound data, and what the corpus keeps: garbage that once did harm, or that covers more."""
     kept = sorted((CORPUS / target.name).glob("*"))
     return [*target.seeds(), *(path.read_bytes() for path in kept)]
 
