@@ -29,7 +29,10 @@ from network_servers import (
 
 from muprover.model.export import MANIFEST, Exporter
 from muprover.model.serving import manager as manager_module
+from muprover.model.serving import versions as versions_module
+from muprover.model.serving.errors import ServingError
 from muprover.model.serving.manager import find_versions
+from muprover.model.serving.metrics import Metrics
 from muprover.model.serving.server import NetworkServer
 from muprover.modelfolder import read_version
 from muprover.policy import PolicyOutput
@@ -234,6 +237,23 @@ def test_a_damaged_version_never_replaces_the_one_that_serves(
         until(lambda: states(server) == {3: "AVAILABLE", 2: "END", 1: "END"})
         assert network.policy(search_inputs()).version == 3
         network.close()
+
+
+def test_damaged_weights_cost_no_time_that_an_older_version_needs(
+    exporter: Exporter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are looked at first: reading and compiling the graph takes seconds."""
+    exporter.export(1)
+    break_weights(folder / "1")
+
+    def load_program(*_: Any) -> Any:
+        raise AssertionError("the graph was read")
+
+    monkeypatch.setattr(versions_module, "_load_program", load_program)
+    loader = versions_module.Loader(ROWS, (), Metrics())
+    loader._programs = {}  # not what the others share
+    with pytest.raises(ServingError, match="Checksum does not match"):
+        loader.load(folder / "1")
 
 
 def test_a_version_that_is_completed_late_is_loaded_by_a_retry(
