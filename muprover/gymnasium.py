@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from muprover.config import SettingsError
 from muprover.environment import Environment, TimeStep
+
+
+def _gymnasium() -> Any:
+    """The package, which only those need who play its games: agents do without it."""
+    try:
+        import gymnasium
+    except ImportError:
+        raise SettingsError(
+            "this game needs Gymnasium; install it: pip install 'muprover[gymnasium]'"
+        ) from None
+    return gymnasium
 
 
 class GymnasiumEnvironment(Environment):
@@ -18,8 +30,7 @@ class GymnasiumEnvironment(Environment):
     """
 
     def __init__(self, env_id: str, scale: ArrayLike | None = None, **options: Any) -> None:
-        import gymnasium  # only where the game runs; agents do without it
-
+        gymnasium = _gymnasium()
         self._env = gymnasium.make(env_id, **options)
         self._scale = None if scale is None else np.asarray(scale, np.float32)
         space = self._env.action_space

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from game_lines import assert_equal, play, replay
 
+from muprover.config import SettingsError
 from muprover.environment import TimeStep
 from muprover.game import load_game
 from muprover.games import cartpole, connect_four, tictactoe
@@ -120,6 +122,12 @@ def test_a_gymnasium_game_that_falls_at_its_limit_is_over_by_its_rules() -> None
 def test_gymnasium_games_without_discrete_actions_are_refused() -> None:
     with pytest.raises(TypeError, match=r"Pendulum-v1 has actions Box"):
         GymnasiumEnvironment("Pendulum-v1")
+
+
+def test_without_gymnasium_its_games_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(SettingsError, match=r"pip install 'muprover\[gymnasium\]'"):
+        load_game("cartpole").make_environment()
 
 
 def test_the_longest_return_of_cartpole_fits_its_support() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 import subprocess
 import sys
+from importlib import metadata
 
 import muprover
 from muprover.game import game_names
@@ -36,6 +38,13 @@ def run(code: str, missing: set[str] = HEAVY) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_plain_installation_asks_for_light_packages_only() -> None:
+    plain = [line for line in metadata.requires("muprover") or [] if "extra ==" not in line]
+    names = {re.split(r"[^a-z0-9_-]", line)[0] for line in plain}
+    assert names >= {"numpy", "grpcio"}
+    assert not names & HEAVY
 
 
 def test_there_are_light_modules() -> None:

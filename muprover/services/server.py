@@ -74,12 +74,7 @@ class Server:
         health_port: int | None = None,
     ) -> None:
         locks = in_use()
-        self.grpc = grpc.aio.server(
-            options=SERVER_OPTIONS,
-            interceptors=interceptors(locks),
-            maximum_concurrent_rpcs=MAX_CALLS,
-        )
-        self._health = AsyncHealth()
+        self.grpc, self._health = self._make(locks)
         self._health_names = ("", *services, *health_names)
         self.port = _open(self.grpc, self._health, services, host, port, locks)
         self._also = _health_port(health_port, host)
@@ -95,62 +90,50 @@ class Server:
         """Serves inside the `with`; then says NOT_SERVING and lets calls end for `grace` s."""
         await self.set_serving(False)
         self._health.set(ALIVE, _status(True))
-        await self.grpc.start()
+        await self._start()
         try:
             yield
         finally:
             self._health.end()
             if self._also:
                 self._also.set_serving(False)
-            await self.grpc.stop(grace)
+            await self._stop(grace)
             if self._also:
                 await asyncio.to_thread(self._also.close)
 
+    def _make(self, locks: Locks) -> tuple[Any, Any]:
+        """The server and its health."""
+        server = grpc.aio.server(
+            options=SERVER_OPTIONS,
+            interceptors=interceptors(locks),
+            maximum_concurrent_rpcs=MAX_CALLS,
+        )
+        return server, AsyncHealth()
 
-class ThreadedServer:
+    async def _start(self) -> None:
+        await self.grpc.start()
+
+    async def _stop(self, grace: float) -> None:
+        await self.grpc.stop(grace)
+
+
+class ThreadedServer(Server):
     """The same, with a thread for each call."""
 
-    def __init__(
-        self,
-        services: Sequence[str],
-        port: int,
-        host: str = "[::]",
-        health_names: Sequence[str] = (),
-        health_port: int | None = None,
-    ) -> None:
-        threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="call")
-        locks = in_use()
-        self.grpc = grpc.server(
-            threads,
+    def _make(self, locks: Locks) -> tuple[Any, Any]:
+        server = grpc.server(
+            ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="call"),
             options=THREADED_OPTIONS,
             interceptors=interceptors(locks, on_event_loop=False),
             maximum_concurrent_rpcs=MAX_CALLS,
         )
-        self._health = ThreadedHealth()
-        self._health_names = ("", *services, *health_names)
-        self.port = _open(self.grpc, self._health, services, host, port, locks)
-        self._also = _health_port(health_port, host)
+        return server, ThreadedHealth()
 
-    async def set_serving(self, serving: bool) -> None:
-        if self._also:
-            self._also.set_serving(serving)
-        for name in self._health_names:
-            self._health.set(name, _status(serving))
-
-    @contextlib.asynccontextmanager
-    async def running(self, grace: float = 5.0) -> AsyncIterator[None]:
-        await self.set_serving(False)
-        self._health.set(ALIVE, _status(True))
+    async def _start(self) -> None:
         self.grpc.start()
-        try:
-            yield
-        finally:
-            self._health.end()
-            if self._also:
-                self._also.set_serving(False)
-            await asyncio.to_thread(self.grpc.stop(grace).wait)
-            if self._also:
-                await asyncio.to_thread(self._also.close)
+
+    async def _stop(self, grace: float) -> None:
+        await asyncio.to_thread(self.grpc.stop(grace).wait)
 
 
 def _open(
