@@ -57,7 +57,7 @@ class TicTacToe(Environment):
 
     def render(self) -> str:
         crosses, noughts = (self.mine, self.theirs)[:: 1 - 2 * self.to_play]
-        marks = np.where(SQUARES[crosses], "X", np.where(SQUARES[noughts], "O", "·"))
+        marks = np.where(SQUARES[crosses], "X", np.where(SQUARES[noughts], "O", np.arange(9)))
         return "\n".join(" ".join(row) for row in marks.reshape(3, 3))
 
 

@@ -55,9 +55,9 @@ def test_tictactoe_shows_the_marks_of_who_moves_first() -> None:
     assert step.to_play == 0
     assert np.argwhere(step.observation[..., 0]).tolist() == [[0, 0]]
     assert np.argwhere(step.observation[..., 1]).tolist() == [[1, 1]]
-    assert game.render() == "X · ·\n· O ·\n· · ·"
+    assert game.render() == "X 1 2\n3 O 5\n6 7 8"
     game.step(1)
-    assert game.render() == "X X ·\n· O ·\n· · ·"
+    assert game.render() == "X X 2\n3 O 5\n6 7 8"
 
 
 def test_the_random_opponent_begins_half_of_the_games_and_plays_every_square() -> None:

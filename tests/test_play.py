@@ -58,7 +58,7 @@ def evening(*lines: str, seat: Seat = "first", game=GAME, policy=first_legal, **
 def test_a_person_wins_against_one_who_takes_the_first_square():
     text = evening("4", "3", "5", "quit")  # the agent takes 0 and 1
     assert "agent: 0" in text
-    assert "O O ·\nX X X" in text
+    assert "O O 2\nX X X" in text
     assert "You win." in text
 
 
@@ -115,7 +115,7 @@ def test_a_lost_game_can_be_taken_back():
 
 def test_a_new_game_begins_when_asked_for():
     text = evening("4", "new", "quit")
-    assert text.count("· · ·\n· · ·\n· · ·") == 2
+    assert text.count("0 1 2\n3 4 5\n6 7 8") == 2
 
 
 def test_watching_shows_move_after_move():
