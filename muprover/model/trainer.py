@@ -140,7 +140,7 @@ class Trainer:
         self._logdir = logdir
         self._is_compiled = False
         self._symmetries = Symmetries(game.config.game)
-        self._last_saved = -1
+        self._last_saved = self._last_exported = -1  # steps
 
     @property
     def step(self) -> int:
@@ -215,6 +215,7 @@ class Trainer:
             EXPORT_FAILURES.inc()
             log.error("training goes on, but nothing was exported: %s", error)
             return
+        self._last_exported = self.step
         EXPORTS.inc()
         VERSION.set(version)
         EXPORT_SECONDS.inc(time.perf_counter() - started)
@@ -222,7 +223,7 @@ class Trainer:
 
     def end(self) -> None:
         """Leaves a checkpoint of the last step, exported too."""
-        if self.step > self._last_saved:
+        if self.step > self._last_exported:
             self.export()
         self._writer.close()
 
@@ -239,8 +240,14 @@ class Trainer:
         if step % self._options.export_interval == 0:
             self.export()
         elif step % self._options.checkpoint_interval == 0:
-            with contextlib.suppress(OSError, tf.errors.OpError):
-                self._save()
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Saves, if it can: training goes on from a later one all the same."""
+        try:
+            self._save()
+        except (OSError, tf.errors.OpError) as error:
+            log.error("training goes on, but without a checkpoint of step %d: %s", self.step, error)
 
     def _save(self) -> None:
         if self.step > self._last_saved:
