@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from muprover.config import Config, SettingsError, load_file, load_settings, parse_override
+from muprover.config import Config, SettingsError
 from muprover.environment import Environment, Environments
+from muprover.layers import load_file, load_settings, parse_override
 
 
 class ScoredPosition(NamedTuple):

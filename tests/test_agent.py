@@ -11,7 +11,8 @@ import grpc
 import numpy as np
 import pytest
 
-from muprover.agent import Agent, Uploader, shares
+from muprover.agent import Agent, shares
+from muprover.agent_replay import Uploader
 from muprover.environment import Environments, TimeStep
 from muprover.game import load_game
 from muprover.history import GameHistory

@@ -18,7 +18,7 @@ from replay_games import ReplayProcess, make_games
 from soak.picture import draw
 from soak.slopes import Sample, median_slope, slopes
 
-from muprover.agent import _Keys
+from muprover.agent_replay import _Keys
 from muprover.cluster.connection import Cluster
 from muprover.cluster.release import Release
 from muprover.replay.wire import game_from_proto

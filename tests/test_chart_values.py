@@ -22,8 +22,9 @@ from helm import (
 from muprover.cli import parse
 from muprover.commands.options import MODEL_NAME
 from muprover.components import NUM_SERVED
-from muprover.config import Config, load_settings
+from muprover.config import Config
 from muprover.game import game_names, load_game
+from muprover.layers import load_settings
 from muprover.serving_config import (
     GPU_IMAGE,
     IMAGE,

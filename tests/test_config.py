@@ -3,16 +3,9 @@
 import pydantic
 import pytest
 
-from muprover.config import (
-    Config,
-    GameConfig,
-    GoalConfig,
-    SettingsError,
-    load_settings,
-    parse_override,
-    setting_paths,
-)
+from muprover.config import Config, GameConfig, GoalConfig, SettingsError
 from muprover.game import game_names, load_game
+from muprover.layers import load_settings, parse_override, setting_paths
 
 
 def refusal(*overrides: str) -> str:

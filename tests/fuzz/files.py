@@ -17,10 +17,11 @@ from fuzz.mutate import Mutator, join, records, several, split, text
 from fuzz.replay import config as replay_config
 from fuzz.replay import games
 from fuzz.target import Feed, Target
-from muprover.config import Config, SettingsError, load_file, load_settings, parse_override
+from muprover.config import Config, SettingsError
 from muprover.game import load_game
 from muprover.hosts.hostsfile import EXAMPLE, SERVICES, read_hosts
 from muprover.launcher import RunOptions, prepare
+from muprover.layers import load_file, load_settings, parse_override
 from muprover.model.serving.command import add_arguments, read_options
 from muprover.progress import EvaluationLog, describe_evaluation, read_metrics
 from muprover.replay.durable import DurableReplay
