@@ -94,6 +94,32 @@ def test_a_value_is_the_mean_of_the_returns_of_all_paths_tried(
 
 
 @ALL
+def test_relabelled_actions_get_relabelled_answers(config: SearchConfig):
+    """Action a of one game is action `label[a]` of the other; some are not legal at the root."""
+    rng = np.random.RandomState(5)
+    label = np.array([3, 0, 4, 1, 2])
+    values, logits = rng.uniform(-1, 1, 500), rng.randn(500, 5)
+
+    def follow(position: int, action: int) -> tuple[int, float]:
+        return (position * 5 + action + 1) % 500, float(values[(position + action) % 500])
+
+    plain = TableNetwork(follow, lambda p: (values[p], logits[p].tolist()))
+    unlabel = label.argsort()
+    relabelled = TableNetwork(
+        lambda p, a: follow(p, int(unlabel[a])), lambda p: (values[p], logits[p][unlabel].tolist())
+    )
+    legal = rng.rand(20, 5) < 0.6
+    legal[:, 1] |= ~legal.any(-1)
+    roots = rng.randint(0, 500, 20)
+    one = make_policy(plain, config, -0.97)(make_inputs(roots, legal, 40))
+    other = make_policy(relabelled, config, -0.97)(make_inputs(roots, legal[:, unlabel], 40))
+    np.testing.assert_array_equal(other.visit_counts[:, label], one.visit_counts)
+    np.testing.assert_array_equal(other.action, label[one.action])
+    np.testing.assert_allclose(other.q_values[:, label], one.q_values, atol=1e-5)
+    np.testing.assert_allclose(other.value, one.value, atol=1e-5)
+
+
+@ALL
 @pytest.mark.parametrize("discount", [-1.0, 0.9])
 def test_the_search_converges_to_exhaustive_search(config: SearchConfig, discount: float):
     """Three moves deep, and nothing after that. What is left of the error is what was tried on the
