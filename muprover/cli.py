@@ -11,7 +11,7 @@ from importlib import metadata
 from muprover.commands.cluster import add_cluster
 from muprover.commands.hosts import add_down, add_logs, add_status, add_up
 from muprover.commands.local import add_certificates, add_config, add_games, add_play, add_run
-from muprover.commands.options import EXIT_USAGE, Parser, take_locks
+from muprover.commands.options import EXIT_USAGE, Parser, take_locks, with_dashes
 from muprover.commands.servers import add_environment, add_network, add_pull, add_replay
 from muprover.commands.workers import add_agent, add_evaluate, add_trainer
 from muprover.config import SettingsError
@@ -61,7 +61,7 @@ def status_of(error: Exception) -> int | None:
     from muprover.cluster.connection import ClusterError
     from muprover.hosts.connection import HostsError
     from muprover.services.client import ServiceError
-    from muprover.services.server import PortError
+    from muprover.services.common import PortError
 
     if isinstance(error, SettingsError | PortError):
         return EXIT_USAGE
@@ -74,14 +74,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args, unknown = make_parser().parse_known_args([with_dashes(word) for word in arguments])
     args.parser.refuse_unknown(unknown)
     return args
-
-
-def with_dashes(argument: str) -> str:
-    """`--replay_buffer=x` as `--replay-buffer=x`."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
 
 
 def make_parser() -> Parser:

@@ -18,8 +18,8 @@ from muprover.config import Config, GameConfig, MLPConfig, SearchConfig, SelfPla
 from muprover.model.export import Exporter
 from muprover.model.networks import MuZeroNetwork, mlp_network
 from muprover.model.serving import manager as manager_module
-from muprover.model.serving.command import Batching, ServerOptions
 from muprover.model.serving.errors import ServingError
+from muprover.model.serving.flags import Batching, ServerOptions
 from muprover.model.serving.server import NetworkServer
 from muprover.policy import SearchInputs
 from muprover.serving_config import ModelSettings, VersionPolicy

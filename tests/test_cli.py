@@ -9,7 +9,8 @@ import sys
 import pytest
 import yaml
 
-from muprover.cli import main, with_dashes
+from muprover.cli import main
+from muprover.commands.options import with_dashes
 
 COMMANDS = [
     "run",

@@ -8,8 +8,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from muprover.services.client import open_channel, service_error
+from muprover.services.common import ALIVE
 from muprover.services.health import HealthPort
-from muprover.services.server import ALIVE, Server, ThreadedServer
+from muprover.services.server import Server, ThreadedServer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -29,10 +29,11 @@ from muprover.replay.waiting import Turns, WaitClock
 from muprover.replay.wire import game_to_proto
 from muprover.services import environment, limits, metrics_port, replay, server
 from muprover.services.client import ServiceError, open_channel
+from muprover.services.common import ALIVE, SERVER_OPTIONS
 from muprover.services.environment import RemoteEnvironments
 from muprover.services.limits import Places, RequestError, allow_open_files
 from muprover.services.remote_replay import RemoteReplayBuffer
-from muprover.services.server import ALIVE, SERVER_OPTIONS, ThreadedServer, start_metrics
+from muprover.services.server import ThreadedServer, start_metrics
 from muprover.v1 import environment_pb2_grpc, replay_pb2, replay_pb2_grpc
 
 EXHAUSTED, ABORTED = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED

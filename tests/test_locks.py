@@ -26,10 +26,11 @@ from muprover.config import SettingsError
 from muprover.game import load_game
 from muprover.services import locks as locks_module
 from muprover.services.client import open_channel, service_error
+from muprover.services.common import ALIVE
 from muprover.services.environment import RemoteEnvironments
 from muprover.services.health import HealthPort
 from muprover.services.locks import ANY, CERTIFICATE, Locks, read_keys, read_tokens
-from muprover.services.server import ALIVE, Server, ThreadedServer, start_metrics
+from muprover.services.server import Server, ThreadedServer, start_metrics
 
 UNAUTHENTICATED, UNAVAILABLE = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE
 both_servers = pytest.mark.parametrize("make", [Server, ThreadedServer])

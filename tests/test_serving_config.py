@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from muprover.config import SettingsError
-from muprover.model.serving.command import add_arguments, read_options
+from muprover.model.serving.flags import add_arguments, read_options
 from muprover.serving_config import (
     ModelSettings,
     VersionPolicy,

@@ -20,6 +20,8 @@ from typing import BinaryIO, NamedTuple
 
 import yaml
 
+from muprover.commands.options import Parser, game_of, with_dashes
+from muprover.commands.workers import add_trainer
 from muprover.game import Game
 
 SUMS = "SHA256SUMS"
@@ -37,10 +39,9 @@ class Run(NamedTuple):
 
 def run_of(words: Sequence[str]) -> Run:
     """From a trainer's command line."""
-    from muprover.cli import parse
-    from muprover.commands.options import game_of
-
-    args = parse(words)
+    parser = Parser(prog="muprover")
+    add_trainer(parser.add_subparsers())
+    args = parser.parse_args([with_dashes(word) for word in words])
     return Run(game_of(args), args.saved_models, args.logdir / "checkpoints", args.seed)
 
 

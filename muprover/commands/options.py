@@ -54,6 +54,14 @@ class Parser(argparse.ArgumentParser):
             self.error(f"no option {given}{did_you_mean(given, known)}")
 
 
+def with_dashes(argument: str) -> str:
+    """`--replay_buffer=x` as `--replay-buffer=x`."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
 def did_you_mean(given: str, known: Sequence[str]) -> str:
     near = get_close_matches(given, known, 1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -174,7 +174,7 @@ def add_network(commands: Any) -> None:
         "Serves SavedModel versions, with TensorFlow Serving's protocols, files and flags.",
         usage="muprover network --model-config-file FILE [options]",
     )
-    from muprover.model.serving.command import add_arguments
+    from muprover.model.serving.flags import add_arguments
 
     command.group("server")
     add_arguments(command.parser)

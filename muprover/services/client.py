@@ -6,9 +6,9 @@ import json
 
 import grpc
 
+from muprover.services.common import MAX_MESSAGE_BYTES
 from muprover.services.locked_channel import LockedChannel
 from muprover.services.locks import Locks, in_use
-from muprover.services.server import MAX_MESSAGE_BYTES
 
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -21,16 +21,12 @@ from muprover.config import Config, GameConfig
 from muprover.environment import Environment, Environments, TimeStep
 from muprover.game import Game
 from muprover.services.client import ServiceError, check_contract, open_channel, service_error
+from muprover.services.common import MAX_MESSAGE_BYTES
 from muprover.services.environment_process import Process
 from muprover.services.environment_streams import Pulse, Thread, Worker
 from muprover.services.limits import Places, RequestError, being_read, spoken
 from muprover.services.play_stream import AnswerTimeout, PlayStream
-from muprover.services.server import (
-    MAX_MESSAGE_BYTES,
-    Server,
-    run_until_signal,
-    start_metrics,
-)
+from muprover.services.server import Server, run_until_signal, start_metrics
 from muprover.tensors import TensorError, from_tensor
 from muprover.v1 import environment_pb2, environment_pb2_grpc
 from muprover.v1.environment_pb2 import (

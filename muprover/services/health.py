@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from muprover.services.common import ALIVE, SERVER_OPTIONS, PortError
 from muprover.services.health_servicers import ThreadedHealth
-from muprover.services.server import ALIVE, SERVER_OPTIONS, PortError
 
 THREADS = 64
 # Even who asks nothing holds a thread: few of one connection, and not for long.

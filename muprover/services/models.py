@@ -26,7 +26,8 @@ from muprover.modelfolder import (
     version_numbers,
 )
 from muprover.services.client import ServiceError, open_channel, service_error
-from muprover.services.server import PortError, Server
+from muprover.services.common import PortError
+from muprover.services.server import Server
 from muprover.v1 import models_pb2, models_pb2_grpc
 
 log = logging.getLogger(__name__)

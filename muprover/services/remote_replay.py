@@ -17,8 +17,8 @@ from muprover.history import GameHistory
 from muprover.replay import Batch, ReplayStats
 from muprover.replay.wire import game_from_proto, game_to_proto, stats_from_proto
 from muprover.services.client import ServiceError, check_contract, open_channel
+from muprover.services.common import MAX_MESSAGE_BYTES
 from muprover.services.replay_calls import PatientCalls, SampleStream, as_it_is
-from muprover.services.server import MAX_MESSAGE_BYTES
 from muprover.services.waiting import Stopped
 from muprover.tensors import to_tensor
 from muprover.v1 import replay_pb2, replay_pb2_grpc

@@ -30,9 +30,10 @@ from muprover.replay.wire import (
     batch_to_proto,
     stats_to_proto,
 )
+from muprover.services.common import MAX_MESSAGE_BYTES
 from muprover.services.limits import Places, RequestError, being_read, spoken
 from muprover.services.remote_replay import ADMIT_SECONDS
-from muprover.services.server import MAX_MESSAGE_BYTES, Server, run_until_signal, start_metrics
+from muprover.services.server import Server, run_until_signal, start_metrics
 from muprover.tensors import from_tensor
 from muprover.v1 import replay_pb2, replay_pb2_grpc
 

@@ -107,7 +107,8 @@ class Server:
             num_batch_threads=args.threads,
         )
         command = (
-            "import sys, logging; from muprover.model.serving.command import *; "
+            "import argparse, sys, logging; from muprover.model.serving.command import run; "
+            "from muprover.model.serving.flags import add_arguments; "
             "logging.basicConfig(level='INFO'); parser = argparse.ArgumentParser(); "
             "add_arguments(parser); sys.exit(run(parser.parse_args()))"
         )

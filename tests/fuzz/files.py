@@ -22,7 +22,7 @@ from muprover.game import load_game
 from muprover.hosts.hostsfile import EXAMPLE, SERVICES, read_hosts
 from muprover.launcher import RunOptions, prepare
 from muprover.layers import load_file, load_settings, parse_override
-from muprover.model.serving.command import add_arguments, read_options
+from muprover.model.serving.flags import add_arguments, read_options
 from muprover.progress import EvaluationLog, describe_evaluation, read_metrics
 from muprover.replay.durable import DurableReplay
 from muprover.replay.records import CONTRACT, COUNTERS, GAME, encode

@@ -45,7 +45,7 @@ def network(folder: Path) -> None:
     from network_servers import MODEL, tiny_exporter
 
     from fuzz.network import SIZES
-    from muprover.model.serving.command import Batching, ServerOptions
+    from muprover.model.serving.flags import Batching, ServerOptions
     from muprover.model.serving.server import NetworkServer
     from muprover.serving_config import ModelSettings
 

@@ -21,8 +21,8 @@ from tensorflow_serving.apis import (
 )
 
 from muprover.model.serving.codec import encode
-from muprover.model.serving.command import listen
 from muprover.model.serving.errors import HTTP_STATUS, as_serving_error, refuse
+from muprover.model.serving.flags import listen
 from muprover.model.serving.manager import Manager
 from muprover.model.serving.metrics import Metrics
 from muprover.model.serving.predict import (
@@ -39,9 +39,9 @@ from muprover.model.serving.rest_json import (
     read_tensor,
     signature_name,
 )
+from muprover.services.common import MAX_MESSAGE_BYTES
 from muprover.services.doors import TlsContext, warn_if_open
 from muprover.services.locks import in_use
-from muprover.services.server import MAX_MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
 

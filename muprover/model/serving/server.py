@@ -16,7 +16,7 @@ from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_p
 from muprover.config import SettingsError
 from muprover.model.runtime import tune
 from muprover.model.serving.batching import DEFAULT_MAX_ROWS, Batcher, BatchingOptions
-from muprover.model.serving.command import Batching, ServerOptions, read_server_models
+from muprover.model.serving.flags import Batching, ServerOptions, read_server_models
 from muprover.model.serving.manager import LoadOptions, Manager
 from muprover.model.serving.metrics import Metrics
 from muprover.model.serving.predict import (
