@@ -29,7 +29,7 @@ from muprover.replay.waiting import Turns, WaitClock
 from muprover.replay.wire import game_to_proto
 from muprover.services import environment, limits, metrics_port, replay, server
 from muprover.services.client import ServiceError, open_channel
-from muprover.services.common import ALIVE, SERVER_OPTIONS
+from muprover.services.common import ALIVE, FEWER, SERVER_OPTIONS
 from muprover.services.environment import RemoteEnvironments
 from muprover.services.limits import Places, RequestError, allow_open_files
 from muprover.services.remote_replay import RemoteReplayBuffer
@@ -188,7 +188,7 @@ def threaded_server() -> Iterator[str]:
 def test_calls_that_never_send_their_request_leave_threads_for_others(monkeypatch):
     """Each holds a thread of a `ThreadedServer`; one client (on `localhost` it has two connections)
     does not get them all."""
-    assert 2 * server.FEWER["grpc.max_concurrent_streams"] <= server.MAX_THREADS
+    assert 2 * FEWER["grpc.max_concurrent_streams"] <= server.MAX_THREADS
     fewer = dict(server.THREADED_OPTIONS) | {"grpc.max_concurrent_streams": 8}
     monkeypatch.setattr(server, "THREADED_OPTIONS", list(fewer.items()))
     monkeypatch.setattr(server, "MAX_THREADS", 18)

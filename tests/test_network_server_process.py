@@ -21,7 +21,8 @@ from muprover.services.network import RemoteNetwork
 
 CODE = (
     "import argparse, logging, sys\n"
-    "from muprover.model.serving import add_arguments, run\n"
+    "from muprover.model.serving.command import run\n"
+    "from muprover.model.serving.flags import add_arguments\n"
     "logging.basicConfig(level='INFO')\n"
     "parser = argparse.ArgumentParser()\n"
     "add_arguments(parser)\n"

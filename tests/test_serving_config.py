@@ -185,7 +185,7 @@ def test_flags_and_files_need_no_tensorflow() -> None:
     code = (
         "import sys; sys.modules['tensorflow'] = None; import argparse\n"
         "import muprover.serving_config, muprover.services.network\n"
-        "from muprover.model.serving import add_arguments\n"
+        "from muprover.model.serving.flags import add_arguments\n"
         "add_arguments(argparse.ArgumentParser())"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
