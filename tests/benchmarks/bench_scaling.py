@@ -22,7 +22,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
@@ -60,9 +60,9 @@ def main() -> None:
         serve(args)
         return
     fleets, costs = measure_fleets(args)
+    report("agents against a fixed latency", fleets, None, latency=args.latency)
     costs["network"] = {"move": network_cost(args), "agent": 0.0}
     step = trainer_step(args.game)
-    report("agents against a fixed latency", fleets, None, latency=args.latency)
     rows = [
         {"part": part, "us/move": 1e6 * cost["move"], "ms/s of an agent": 1e3 * cost["agent"]}
         for part, cost in costs.items()
@@ -79,17 +79,18 @@ def main() -> None:
 def measure_fleets(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict[str, float]]]:
     """Moves a second of each fleet; and seconds of CPU for a move, and for a second of an agent."""
     rows, loads = [], []
-    games = load_game(args.game).config.self_play.games_per_agent
     with tempfile.TemporaryDirectory() as folder, Fleet(args, Path(folder)) as fleet:
-        for size in FLEETS:
-            fleet.grow(size, FEW_GAMES)
-            loads.append(fleet.measure(args.seconds))
-            rate = loads[-1]["moves"]
-            linear = rate / (size * rows[0]["moves/s"]) if rows else 1.0
-            rows.append({"agents": size, "moves/s": rate, "of linear": linear})
-        fleet.shrink()
-        fleet.grow(FLEETS[1], games)
-        loads.append(fleet.measure(args.seconds))
+        for games in (FEW_GAMES, load_game(args.game).config.self_play.games_per_agent):
+            alone = 0.0
+            for size in FLEETS:
+                fleet.grow(size, games)
+                loads.append(fleet.measure(args.seconds))
+                rate = loads[-1]["moves"]
+                alone = alone or rate
+                linear = rate / (size * alone)
+                row = {"games an agent": games, "agents": size, "moves/s": rate}
+                rows.append({**row, "of linear": linear})
+            fleet.shrink()
     return rows, {part: split(part, loads) for part in PARTS}
 
 
@@ -113,8 +114,10 @@ class Fleet:
         self._folder = folder
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
         self._agents: list[tuple[subprocess.Popen[bytes], int]] = []
-        ports = free_ports(3)
-        self._ports = dict(zip(("environment", "replay", "network"), ports, strict=True))
+        names = ("environment", "replay", "network")
+        ports = free_ports(len(names) + max(FLEETS))  # at once, so that no two are the same
+        self._ports = dict(zip(names, ports, strict=False))
+        self._metrics_ports = ports[len(names) :]
 
     def __enter__(self) -> "Fleet":
         game, ports = ["--game", self._args.game], self._ports
@@ -141,7 +144,7 @@ class Fleet:
         servers = ["--environment", at["environment"], "--replay-buffer", at["replay"]]
         servers += ["--network", at["network"], "--num-games", str(games)]
         while len(self._agents) < size:
-            (port,) = free_ports(1)
+            port = self._metrics_ports[len(self._agents)]
             name = ["--agent-name", f"agent-{len(self._agents)}", "--metrics-port", str(port)]
             command = [*MUPROVER, "agent", "--game", self._args.game, *servers, *name]
             self._agents.append((self._start(command), port))
@@ -217,7 +220,7 @@ def network_cost(args: argparse.Namespace) -> float:
     )
     with tempfile.TemporaryDirectory() as folder:
         export_version(build_network(game, 0), game.config, Path(folder) / "model", training_step=1)
-        with Pipeline(options, Path(folder)) as pipeline:
+        with Pipeline(options, Path(folder), Path(folder)) as pipeline:
             cost = pipeline.seconds_per_simulation("network", args.seconds)
     return cost * game.config.search.num_simulations
 

@@ -102,6 +102,7 @@ class Installed:
     first_game_seconds: float | None = None  # since `helm install`; None if that was not seen
     ready_seconds: float | None = None
     began: float | None = None  # at what time it was installed, if that was seen
+    scheme = ""  # of its metrics: "https:" where they speak TLS
 
     def __init__(self, kubectl: Kubectl, name: str) -> None:
         self.kubectl = kubectl
@@ -201,7 +202,8 @@ class Installed:
         told = []
         for pod in self.pods(component):
             sums: dict[str, float] = {}
-            for (name, _), value in parse(self.kubectl.raw(pod["metadata"]["name"], 9090)).items():
+            text = self.kubectl.raw(self.scheme + pod["metadata"]["name"], 9090)
+            for (name, _), value in parse(text).items():
                 sums[name] = sums.get(name, 0.0) + value
             told.append(sums)
         return told

@@ -13,6 +13,7 @@ from kubectl import Failed, wait_for
 
 MOST = 3  # agents, as in small-values.yaml
 DEMAND = "muprover_agent_demand"
+SIMULATIONS = "muprover_network_simulations_total"
 
 
 def require_api(release: Installed, group: str) -> None:
@@ -145,3 +146,41 @@ def test_a_metric_that_is_missing_means_nothing(release: Installed, saw: Any) ->
     assert seen == {2}
     assert release.replicas("agent") == 2
     saw("ScalingActive is False, and the count stayed at 2 for a minute, neither 0 nor 5")
+
+
+@pytest.mark.row("network", "network servers: two, then an HPA, then one beside each agent")
+def test_the_network_scales_too(release: Installed, saw: Any) -> None:
+    release.upgrade("agent.autoscaling.type=none", "network.replicaCount=2")
+    release.wait_ready("network")
+    wait_for("searches by both", lambda: min(growth(release, "network", SIMULATIONS)) > 0, 180)
+    assert release.metric("agent", "muprover_agent_refused_segments_total") == 0
+    saw("2 replicas: both search, so agents found the new one; a search is one call to one version")
+    release.upgrade("network.replicaCount=1")
+    release.upgrade("network.autoscaling.enabled=true", "network.autoscaling.maxReplicas=2")
+    wait_for("network servers by HPA", lambda: release.replicas("network") == 2, 240)
+    release.wait_ready("network")
+    release.upgrade("network.podLabels.upgraded=by-helm")
+    assert release.replicas("network") == 2
+    saw("its HPA on CPU: 1 to 2, and `helm upgrade` left the count alone")
+    release.upgrade("network.autoscaling.enabled=false", "network.mode=sidecar")
+    for count in (1, 2):
+        release.kubectl("scale", release.workload("agent"), f"--replicas={count}")
+        release.wait_ready("agent")
+        moves = growth(release, "agent", "muprover_agent_moves_total")
+        assert len(moves) == count
+        assert min(moves) > 0
+    beside = {c["name"] for pod in release.pods("agent") for c in pod["spec"]["initContainers"]}
+    assert beside == {"network"}
+    release.wait_training()
+    saw("sidecar form: 1 agent, then 2, each with a network server of its own, and both move")
+    release.upgrade("network.mode=shared")
+    release.kubectl("scale", release.workload("agent"), "--replicas=1")
+    release.wait_all_ready()
+
+
+def growth(release: Installed, component: str, name: str, seconds: float = 10) -> list[float]:
+    """How much a metric of each pod grows meanwhile; none of them comes or goes."""
+    before = [pod.get(name, 0.0) for pod in release.metrics(component)]
+    time.sleep(seconds)
+    after = [pod.get(name, 0.0) for pod in release.metrics(component)]
+    return [b - a for a, b in zip(before, after, strict=True)]
