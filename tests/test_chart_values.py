@@ -221,3 +221,10 @@ def test_notes_say_how_to_scale_and_what_is_missing():
     assert "scale deploy/muprover-agent --replicas=N" in notes
     assert "agent.replicaCount=null" in notes
     assert "can be mounted on one node only" in notes
+
+
+@pytest.mark.parametrize("section", ["locks", "pull"])
+def test_reused_values_of_an_older_chart_are_told_apart(section):
+    said = refusal("--set", f"{section}=null")  # as `helm upgrade --reuse-values` leaves it
+    assert "--reset-then-reuse-values" in said
+    assert section in said

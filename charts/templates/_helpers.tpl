@@ -35,6 +35,11 @@ app.kubernetes.io/component: {{ .name }}
 
 {{/* Metadata of an object: (dict "root" $ "name" COMPONENT "suffix" … "annotations" … "labels" …). */}}
 {{- define "muprover.metadata" -}}
+{{- range $section := list "locks" "pull" }}
+{{- if not (hasKey $.root.Values $section) }}
+{{- fail (printf "no values for %q: those of an older chart are reused. Give --reset-then-reuse-values instead of --reuse-values" $section) }}
+{{- end }}
+{{- end -}}
 metadata:
   name: {{ include "muprover.fullname" .root }}-{{ default .name .suffix }}
   namespace: {{ default .root.Release.Namespace .namespace }}
