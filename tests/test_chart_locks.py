@@ -37,19 +37,20 @@ def test_probes_ask_a_port_that_speaks_no_tls():
     for container in ours(with_values(LOCKED)):
         if "readinessProbe" not in container:  # the pods of helm test
             continue
-        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        (health,) = [
+            port["containerPort"] for port in container["ports"] if port["name"].endswith("health")
+        ]
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert container[kind]["grpc"]["port"] == ports["health"]
+            assert container[kind]["grpc"]["port"] == health
         words = container["args"]
-        assert words[words.index("--health-port") + 1] == str(ports["health"])
+        assert words[words.index("--health-port") + 1] == str(health)
 
 
 def test_the_servers_of_a_pod_have_ports_of_their_own():
     pod = pod_of(find(with_values(LOCKED), "Deployment", "agent"))
-    numbers = [
-        p["containerPort"] for c in containers([{"kind": "Pod", "spec": pod}]) for p in c["ports"]
-    ]
-    assert len(set(numbers)) == len(numbers)
+    ports = [p for c in containers([{"kind": "Pod", "spec": pod}]) for p in c["ports"]]
+    for of in ("containerPort", "name"):
+        assert len({port[of] for port in ports}) == len(ports)
 
 
 def test_certificates_name_every_address_that_is_called():

@@ -52,7 +52,7 @@
 
 {{- define "muprover.healthPorts" -}}
 {{- if .root.Values.locks.tls.enabled -}}
-- {name: health, number: {{ .number }}}
+- {name: {{ default "health" .portName }}, number: {{ .number }}}
 {{- end -}}
 {{- end }}
 

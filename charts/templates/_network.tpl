@@ -222,6 +222,7 @@ env:
 {{/* Beside an agent, whose own health has the usual port. */}}
 {{- define "muprover.networkHealth" -}}
 number: {{ add .root.Values.healthPort (ternary 0 1 (eq .metricsName "metrics")) }}
+portName: {{ ternary "health" "network-health" (eq .metricsName "metrics") }}
 grpc: {{ .root.Values.network.ports.grpc }}
 {{- end }}
 

@@ -146,7 +146,8 @@ class Installed:
     ) -> str:
         """With the values of before, and `path=value` of new ones; waits until all is ready.
 
-        force: also what others have changed. Helm 3 never asks who has.
+        force: also what others have changed. Helm 3 never asks who has, and left alone, Helm 4 does
+        not either after an upgrade by Helm 3.
         """
         helm = helm or max(helms())
         sets = [word for setting in settings for word in ("--set", setting)]
@@ -159,6 +160,7 @@ class Installed:
             *sets,
         ]
         words += ["--wait", "--timeout", TIMEOUT] if wait else []
+        words += ["--server-side=true"] if helm >= 4 else []
         words += ["--force-conflicts"] if force and helm >= 4 else []
         return run(*self._helm(helm), *words, seconds=1000)
 

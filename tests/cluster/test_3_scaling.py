@@ -48,7 +48,7 @@ def test_cpu_scales_agents(release: Installed, saw: Any) -> None:
 def test_kubectl_and_helm_do_not_fight(release: Installed, saw: Any) -> None:
     release.upgrade("agent.autoscaling.type=none", "agent.replicaCount=null")
     counts = iter((2, 1, 2))
-    for version in sorted(helms()):
+    for version in sorted(helms(), reverse=True):  # first the one that asks who owns the count
         count = next(counts)
         release.kubectl("scale", release.workload("agent"), f"--replicas={count}")
         release.upgrade(f"agent.podLabels.upgraded=helm{version}", helm=version)
