@@ -291,7 +291,7 @@ def principal_variation(tree: Tree, action: tf.Tensor) -> tf.Tensor:
     """`[B, D]` the line of play expected from `action` on, by visits; −1 past its end."""
     batch, actions = batch_size(action), tree.root.prior.shape[0]
     rows = tf.range(batch)
-    parents = tf.cast(tree.nodes[:, :, 4], tf.int32)
+    parents = tree.paths[:, :, 0]
     depths = tf.range(MAX_PRINCIPAL_VARIATION)
 
     def body(depth: tf.Tensor, line: tf.Tensor, edge: tf.Tensor) -> Any:

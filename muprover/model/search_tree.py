@@ -1,14 +1,15 @@
 """The trees of a graph search: how they lie in memory, and the loop that grows them.
 
-Three things make it fast. Every node remembers, for each of its actions, the untried action at
+Four things make it fast. Every node remembers, for each of its actions, the untried action at
 the end of the best line below (its *leaf*); only the nodes on the path of a simulation change, so
 `backward` renews theirs on its way up, and `simulate` is a look at the root instead of a walk down
 the tree. Nodes are stored with the node's index first, so that the one which a simulation adds to
 all B trees is one slab of memory. And the root, which every path ends in, is kept apart: it needs
-no gathering, and the loop over the levels of a path is one round shorter.
+no gathering. As every operation costs its launch, `backward` renews several levels of a path at
+once; for that a node knows the last edges of the way to it.
 
-Letters as in `search.py`: B games, A actions, S simulations, N = S + 1 nodes. An *edge* is an
-action in a node, as the number `node · A + action`; those below A are the root's.
+Letters as in `search.py`: B games, A actions, S simulations, N = S + 1 nodes; and L levels. An
+*edge* is an action in a node, as the number `node · A + action`; those below A are the root's.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 RecurrentInference = Callable[[tf.Tensor, tf.Tensor], Any]
 """hidden_state `[B, …]`, action `[B]` → a `NetworkOutput` of tensors (or a tuple in its order)"""
+
+LEVELS = 4  # L: of each path that are renewed at once, so that operations are launched less often
+MANY_GAMES = 32  # for more than so many the work itself is more than the launch: one level
 
 
 class Stats(NamedTuple):
@@ -50,11 +55,13 @@ class Rules(NamedTuple):
 class Tree(NamedTuple):
     hidden_states: tf.Tensor  # [N, B, …]
     edges: tf.Tensor  # [N, B, 3, A] prior, visits, Q-value
-    nodes: tf.Tensor  # [N, B, 5] value, visits, reward, raw value, edge from the parent
+    nodes: tf.Tensor  # [N, B, 4] value, visits, reward, raw value
+    paths: tf.Tensor  # [N, B, L] edges: to the node, to its parent, …; after the root's that again
     leaves: tf.Tensor  # [N · B · A] for each edge its leaf (for rules not local its node, or 0)
     root: Stats
     root_leaves: tf.Tensor  # [A, B]
     leaf: tf.Tensor  # [B] the edge to try next
+    before: tf.Tensor  # [B, …] hidden state of the node that it starts from
 
 
 def grow(
@@ -72,6 +79,7 @@ def grow(
     def body(simulation: tf.Tensor, tree: Tree, state: Any) -> Any:
         running = simulation < num_simulations
         new = expand(tree, recurrent_inference)
+        tree = tree._replace(paths=_write(tree.paths, simulation + 1, new.path))
         tree = backward(tree, simulation + 1, new, running, rules, discount)
         tree = add_node(tree, simulation + 1, new)
         state = rules.next_root_state(state)
@@ -89,6 +97,7 @@ def plant(root: Any, prior: tf.Tensor, rules: Rules, room: int) -> Tree:
     hidden_state, _, value, _ = root
     batch, actions = batch_size(value), prior.shape[0]
     size = (room + 1) * batch
+    levels = LEVELS if isinstance(batch, int) and batch <= MANY_GAMES else 1
     shape = tf.concat([[room], tf.shape(hidden_state)], 0)
     hidden_states = tf.concat([hidden_state[None], tf.zeros(shape, hidden_state.dtype)], 0)
     iota = tf.range(actions)
@@ -99,20 +108,27 @@ def plant(root: Any, prior: tf.Tensor, rules: Rules, room: int) -> Tree:
     tree = Tree(
         hidden_states=tf.ensure_shape(hidden_states, [room + 1, *hidden_state.shape]),
         edges=tf.zeros([room + 1, batch, 3, actions]),
-        nodes=tf.fill([room + 1, batch, 5], -1.0),
+        nodes=tf.zeros([room + 1, batch, 4]),
+        paths=tf.fill([room + 1, batch, levels], -1),
         leaves=tf.reshape(nodes + iota, [size * actions]) * untried,
         root=Stats(prior, zeros, zeros, value, tf.ones_like(value), value, low, -low),
         root_leaves=(iota[:, None] + tf.zeros([1, batch], tf.int32)) * untried,
         leaf=tf.zeros([batch], tf.int32),
+        before=hidden_state,
     )
     return select_leaf(tree, rules, rules.first_root_state)
 
 
 def select_leaf(tree: Tree, rules: Rules, state: Any) -> Tree:
-    """`simulate`: which edge each tree tries next."""
+    """`simulate`: which edge each tree tries next, and from which hidden state."""
+    batch, actions = batch_size(tree.root.value), tree.root.prior.shape[0]
     action = best_action(rules.root_scores(tree.root, state))
-    below = at_action(tree.root_leaves, action)
-    return tree._replace(leaf=below if rules.are_local else walk(tree, rules, action, below))
+    leaf = at_action(tree.root_leaves, action)
+    if not rules.are_local:
+        leaf = walk(tree, rules, action, leaf)
+    # carried over to the next round, so that XLA gathers row by row, whatever layout is wanted then
+    row = leaf // actions * batch + tf.range(batch)
+    return tree._replace(leaf=leaf, before=tf.gather(flat(tree.hidden_states), row))
 
 
 def walk(tree: Tree, rules: Rules, edge: tf.Tensor, node: tf.Tensor) -> tf.Tensor:
@@ -145,27 +161,29 @@ def edges_at(edges: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf
 
 def expand(tree: Tree, recurrent_inference: RecurrentInference) -> NewNode:
     """What the network says of the leaf of each tree."""
+    actions = tree.root.prior.shape[0]
+    answer = recurrent_inference(tree.before, tree.leaf % actions)
+    return NewNode(path_to(tree, tree.leaf), *answer)
+
+
+def path_to(tree: Tree, edge: tf.Tensor) -> tf.Tensor:
+    """`[B, L]` the last edges of the way to a new node, beginning with the one that leads there."""
     batch, actions = batch_size(tree.root.value), tree.root.prior.shape[0]
-    parent = tree.leaf // actions
-    before = tf.gather(flat(tree.hidden_states), parent * batch + tf.range(batch))
-    answer = recurrent_inference(before, tree.leaf - parent * actions)
-    hidden_state, reward, value, policy_logits = answer
-    return NewNode(tree.leaf, hidden_state, reward, value, policy_logits)
+    node = edge // actions
+    before = tf.gather(flat(tree.paths), node * batch + tf.range(batch))
+    edge = edge[:, None]
+    return tf.where((node > 0)[:, None], tf.concat([edge, before[:, :-1]], 1), edge)
 
 
 def add_node(tree: Tree, index: tf.Tensor, new: NewNode) -> Tree:
     """Writes the new node of each tree; after `backward`, so that loops can work in place."""
     prior, ones = tf.nn.softmax(new.policy_logits), tf.ones_like(new.value)
     zeros = tf.zeros_like(prior)
-    edge = tf.cast(new.edge, tf.float32)
-
-    def write(array: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        return tf.tensor_scatter_nd_update(array, index[None, None], rows[None])
-
+    node = tf.stack([new.value, ones, new.reward, new.value], 1)
     return tree._replace(
-        hidden_states=write(tree.hidden_states, new.hidden_state),
-        edges=write(tree.edges, tf.stack([prior, zeros, zeros], 1)),
-        nodes=write(tree.nodes, tf.stack([new.value, ones, new.reward, new.value, edge], 1)),
+        hidden_states=_write(tree.hidden_states, index, new.hidden_state),
+        edges=_write(tree.edges, index, tf.stack([prior, zeros, zeros], 1)),
+        nodes=_write(tree.nodes, index, node),
     )
 
 
@@ -179,75 +197,37 @@ def backward(
 ) -> Tree:
     """Carries a new node's value up to the root, and the best line's leaf with it."""
     batch, actions = batch_size(tree.root.value), tree.root.prior.shape[0]
-    rows = tf.range(batch)
 
     def body(path: Path) -> tuple[Path]:
-        # Rows that have arrived at the root go on writing, to node 0, which nobody reads.
-        node = path.edge // actions
-        action = path.edge - node * actions
-        row = node * batch + rows
-        known = tf.gather(path.nodes, row)
-        visits, reward = known[:, 1], known[:, 2]
-        value = (known[:, 0] * visits + path.value) / (visits + 1)
-        known = tf.concat([tf.stack([value, visits + 1], 1), known[:, 2:]], 1)
-        nodes = _put(path.nodes, row, known)
-        at = row * (3 * actions) + action
-        edges = tf.reshape(path.edges, [-1])
-        tried = tf.gather(edges, at + actions) + 1
-        edges = _put(
-            edges,
-            tf.concat([at + actions, at + 2 * actions], 0),
-            tf.concat([tried, path.q_value], 0),
-        )
-        edges = tf.reshape(edges, tf.shape(path.edges))
-        leaves = _put(path.leaves, row * actions + action, path.leaf)
-        if rules.are_local:
-            here = edges_at(edges, row)
-            stats = Stats(*here, value, visits + 1, known[:, 3], None, None)
-            best = best_action(rules.scores(stats))
-            leaf = tf.gather(leaves, row * actions + best)
-        else:
-            leaf = node
-        below = node > 0
-        path = Path(
-            edges=edges,
-            nodes=nodes,
-            leaves=leaves,
-            edge=tf.where(below, tf.cast(known[:, 4], tf.int32), path.edge),
-            leaf=tf.where(below, leaf, path.leaf),
-            value=tf.where(below, reward + discount * path.value, path.value),
-            q_value=tf.where(below, reward + discount * value, path.q_value),
-            low=tf.minimum(path.low, path.q_value),
-            high=tf.maximum(path.high, path.q_value),
-        )
-        return (path,)
+        return (renew_levels(path, flat(tree.paths), rules, discount),)
 
     value, root = new.reward + discount * new.value, tree.root
-    start = tf.where(running, new.edge, 0)
     first = best_action(tf.transpose(new.policy_logits))
-    leaf = index * actions + first if rules.are_local else index + 0 * start
     path = Path(
-        flat(tree.edges),
-        flat(tree.nodes),
-        tree.leaves,
-        start,
-        leaf,
-        value,
-        value,
-        root.low,
-        root.high,
+        edges=flat(tree.edges),
+        nodes=flat(tree.nodes),
+        leaves=tree.leaves,
+        taken=tf.where(running, tf.transpose(new.path), 0),
+        leaf=index * actions + first if rules.are_local else tf.fill([batch], index),
+        value=value,
+        q_value=value,
+        low=root.low,
+        high=root.high,
     )
-    (path,) = tf.while_loop(lambda path: tf.reduce_any(path.edge >= actions), body, (path,))
-    tried = running & (tf.range(actions)[:, None] == path.edge)
+    (path,) = tf.while_loop(lambda path: tf.reduce_any(path.taken[0] >= actions), body, (path,))
+    tried = running & (tf.range(actions)[:, None] == path.taken[0])
     visits = root.node_visits
     root = root._replace(
         visits=tf.where(tried, root.visits + 1, root.visits),
         q_values=tf.where(tried, path.q_value, root.q_values),
         value=tf.where(running, (root.value * visits + path.value) / (visits + 1), root.value),
         node_visits=tf.where(running, visits + 1, visits),
-        low=tf.where(running, tf.minimum(path.low, path.q_value), root.low),
-        high=tf.where(running, tf.maximum(path.high, path.q_value), root.high),
     )
+    if not rules.are_local:
+        root = root._replace(
+            low=tf.where(running, tf.minimum(path.low, path.q_value), root.low),
+            high=tf.where(running, tf.maximum(path.high, path.q_value), root.high),
+        )
     return tree._replace(
         edges=tf.reshape(path.edges, tf.shape(tree.edges)),
         nodes=tf.reshape(path.nodes, tf.shape(tree.nodes)),
@@ -257,10 +237,92 @@ def backward(
     )
 
 
+def renew_levels(path: Path, paths: tf.Tensor, rules: Rules, discount: float) -> Path:
+    """L levels further up: renews the nodes that the edges taken start from.
+
+    Levels at and above the root are worked on as well, at node 0, which nobody reads.
+    """
+    batch, actions, levels = batch_size(path.value), path.edges.shape[2], path.taken.shape[0]
+    node = path.taken // actions  # [L, B], as all that is not flat
+    below = node > 0
+    row = tf.reshape(node * batch + tf.range(batch), [-1])  # [L · B]
+    action = tf.reshape(path.taken - node * actions, [-1])
+
+    known = tf.gather(path.nodes, row)
+    mean, visits, reward, raw_value = tf.unstack(tf.transpose(known))
+    reward = tf.where(below, tf.reshape(reward, [levels, batch]), 0)
+    values = path_values(path.value, reward, discount)  # [L + 1, B]
+    mean = (mean * visits + tf.reshape(values[:-1], [-1])) / (visits + 1)
+    above = reward + discount * tf.reshape(mean, [levels, batch])
+    q_values = tf.concat([path.q_value[None], above], 0)  # [L + 1, B]
+
+    at = row * (3 * actions) + action
+    edges = tf.reshape(path.edges, [-1])
+    tried = tf.gather(edges, at + actions) + 1
+    edges = _put(
+        edges,
+        tf.concat([at + actions, at + 2 * actions], 0),
+        tf.concat([tried, tf.reshape(q_values[:-1], [-1])], 0),
+    )
+    edges = tf.reshape(edges, tf.shape(path.edges))
+    edge = row * actions + action
+    leaves = _put(path.leaves, edge[:batch], path.leaf)
+    if rules.are_local:  # read only what has just been written: so XLA can write in place
+        stats = Stats(*edges_at(edges, row), mean, visits + 1, raw_value, None, None)
+        best = best_action(rules.scores(stats))
+        others = tf.reshape(tf.gather(leaves, row * actions + best), [levels, batch])
+        leaf = leaves_above(path.leaf, others, tf.reshape(best == action, [levels, batch]))
+    else:
+        leaf = tf.concat([path.leaf[None], node], 0)
+    if levels > 1:
+        leaves = _put(leaves, edge[batch:], tf.reshape(leaf[1:-1], [-1]))
+    num_renewed = tf.reduce_sum(tf.cast(below, tf.int32), 0)
+    level = tf.range(levels + 1)[:, None]
+
+    def at_end(array: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.where(level == num_renewed, array, 0), 0)
+
+    path = path._replace(
+        edges=edges,
+        nodes=_put(path.nodes, row, tf.stack([mean, visits + 1, known[:, 2], raw_value], 1)),
+        leaves=leaves,
+        taken=tf.where(below[-1], tf.transpose(tf.gather(paths, row[-batch:])), path.taken[-1]),
+        leaf=at_end(leaf),
+        value=at_end(values),
+        q_value=at_end(q_values),
+    )
+    if rules.are_local:
+        return path
+    seen = level <= num_renewed
+    return path._replace(
+        low=tf.minimum(path.low, tf.reduce_min(tf.where(seen, q_values, math.inf), 0)),
+        high=tf.maximum(path.high, tf.reduce_max(tf.where(seen, q_values, -math.inf), 0)),
+    )
+
+
+def leaves_above(leaf: tf.Tensor, others: tf.Tensor, is_best: tf.Tensor) -> tf.Tensor:
+    """`[L + 1, B]` the leaf below each edge of a path, and below the node left then, given `[L, B]`
+    the leaves of the nodes' best edges, and whether these are the path's own."""
+    leaves = [leaf]
+    for level in range(others.shape[0]):
+        leaves.append(tf.where(is_best[level], leaves[-1], others[level]))
+    return tf.stack(leaves)
+
+
+def path_values(value: tf.Tensor, rewards: tf.Tensor, discount: float) -> tf.Tensor:
+    """`[L + 1, B]` of a path from each edge on, for whom it belongs to, given that of the first
+    edge `[B]` and the rewards `[L, B]` on the way to the root."""
+    level = np.arange(rewards.shape[0] + 1)
+    steps = level[:, None] - level
+    discounts = np.where(steps >= 0, discount ** np.maximum(steps, 0), 0).astype(np.float32)
+    terms = tf.concat([value[None], rewards], 0)
+    return tf.reduce_sum(discounts[:, :, None] * terms, 1)
+
+
 class NewNode(NamedTuple):
     """A node of each tree that is not in it yet."""
 
-    edge: tf.Tensor  # [B] that leads to it
+    path: tf.Tensor  # [B, L] that leads to it
     hidden_state: tf.Tensor  # [B, …]
     reward: tf.Tensor  # [B]
     value: tf.Tensor  # [B]
@@ -273,8 +335,8 @@ class Path(NamedTuple):
     edges: tf.Tensor
     nodes: tf.Tensor
     leaves: tf.Tensor
-    edge: tf.Tensor  # [B] taken by the path, next to be renewed
-    leaf: tf.Tensor  # [B] below it
+    taken: tf.Tensor  # [L, B] edges, next to be renewed
+    leaf: tf.Tensor  # [B] below the first of them
     value: tf.Tensor  # [B] of the path from this edge on, for whom it belongs to
     q_value: tf.Tensor  # [B] of this edge from now on
     low: tf.Tensor  # [B]
@@ -303,3 +365,8 @@ def flat(array: tf.Tensor) -> tf.Tensor:
 
 def _put(array: tf.Tensor, indices: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.tensor_scatter_nd_update(array, indices[:, None], values)
+
+
+def _write(array: tf.Tensor, index: tf.Tensor, slab: tf.Tensor) -> tf.Tensor:
+    """`[N, …]` with another slab `[…]` at an index."""
+    return tf.tensor_scatter_nd_update(array, index[None, None], slab[None])

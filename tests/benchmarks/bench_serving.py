@@ -4,10 +4,11 @@
 
 Two clients, processes of their own without TensorFlow, send searches of one batch each, over
 gRPC, to a server process; "two groups" has each client send two batches in turn, as an agent does.
-Against that the same compiled function is called in one process, from as many threads as the
-server has. All share the same cores (`--cores`), and the ways take turns in the same run. CPU
-milliseconds are those of all processes involved, per search of one batch: they tell the overhead
-even where other work disturbs the clock.
+The server has those sizes compiled that it would learn: one batch, and two joined. Against that the
+same compiled functions are called in one process, from as many threads as the server has. All share
+the same cores (`--cores`), and the ways take turns in the same run. CPU milliseconds are those of
+all processes involved, per search of one batch: they tell the overhead even where other work
+disturbs the clock.
 """
 
 import argparse
@@ -48,6 +49,9 @@ def main() -> None:
             ways = {
                 "in process, one thread": lambda s: local.run(s, 1),
                 f"in process, {args.threads} threads": lambda s: local.run(s, args.threads),
+                f"in process, {args.threads} threads, joined": lambda s: local.run(
+                    s, args.threads, joined=True
+                ),
                 "2 clients, one group each": lambda s: clients.run(s, 1),
                 "2 clients, two groups each": lambda s: clients.run(s, 2),
             }
@@ -78,8 +82,13 @@ def export(folder, args):
     settings = [f"search.{n}num_simulations={args.simulations}" for n in ("", "max_")]
     game = load_game(args.game, overrides=[*settings, *args.set])
     network = build_network(game, seed=0)
-    Exporter(network, game.config, folder / MODEL, warmup_batch_sizes=[args.batch]).export(1)
+    Exporter(network, game.config, folder / MODEL, warmup_batch_sizes=sizes(args)).export(1)
     return game.config
+
+
+def sizes(args):
+    """Of batches: those that one client sends, and two of these."""
+    return [args.batch, 2 * args.batch]
 
 
 def make_inputs(config, batch, simulations):
@@ -103,7 +112,7 @@ class Server:
         files = write_configs(
             folder / "serving",
             [ModelSettings(MODEL, str(folder / MODEL))],
-            [args.batch],
+            sizes(args),
             num_batch_threads=args.threads,
         )
         command = (
@@ -219,18 +228,22 @@ class Local:
 
         with contextlib.suppress(RuntimeError):  # the export has used TensorFlow already
             tune(1)
-        self._version = Loader(args.batch, (args.batch,), Metrics()).load(folder / MODEL / "1")
+        loader = Loader(2 * args.batch, sizes(args), Metrics())
+        self._version = loader.load(folder / MODEL / "1")
         self._function = self._version.program.function("search")
-        self._inputs = inputs._asdict()
+        self._inputs = {
+            False: inputs._asdict(),
+            True: {name: np.repeat(array, 2, 0) for name, array in inputs._asdict().items()},
+        }
 
-    def run(self, seconds, threads):
+    def run(self, seconds, threads, joined=False):
         cpu, began = time.process_time(), time.perf_counter()
-        count = call_in_threads(self._search, seconds, threads)
+        count = call_in_threads(lambda: self._search(joined), seconds, threads) * (1 + joined)
         elapsed = time.perf_counter() - began
         return count / elapsed, (time.process_time() - cpu) / count
 
-    def _search(self):
-        outputs = self._function.run(self._version.weights, self._inputs)
+    def _search(self, joined):
+        outputs = self._function.run(self._version.weights, self._inputs[joined])
         return [outputs[name].numpy() for name in OUTPUTS]
 
 
