@@ -19,6 +19,7 @@ from muprover.replay.durable import Added, DurableReplay
 from muprover.replay.records import COUNTERS, GAME
 from muprover.replay.store import DiskError, Store, StoreError
 from muprover.replay.wire import game_from_proto, game_to_proto
+from muprover.v1 import replay_pb2
 
 CONTRACT = {"game.name": "made_up", "training.discount": "1.0"}
 
@@ -310,6 +311,33 @@ def test_many_games_are_loaded_in_order_with_their_counts(tmp_path):
     counters = replay.buffer.counters
     assert (counters.inserted_games, counters.sampled_positions) == (700, 77)
     assert counters.inserted_positions == len(replay.buffer) == sum(map(len, games))
+    replay.close()
+
+
+@pytest.mark.parametrize("counts", [(1, 2, (1 << 63) - 1), (-1, 0, 0)])
+def test_counts_that_cannot_be_are_left_out(tmp_path, counts):
+    config = make_config()
+    store, _ = load(tmp_path, config.contract)
+    store.append(
+        [
+            (
+                COUNTERS,
+                replay_pb2.ReplayCounters(
+                    inserted_games=counts[0],
+                    inserted_positions=counts[1],
+                    sampled_positions=counts[2],
+                ).SerializeToString(),
+            )
+        ]
+    )
+    store.close()
+    replay = DurableReplay(config, tmp_path)
+    game = game_to_proto(make_game(config, 3, np.random.default_rng(0)))
+    [added] = replay.add([[game]])
+    assert isinstance(added, Added)
+    assert (replay.buffer.counters.inserted_games, replay.buffer.counters.sampled_positions) == (
+        (1, 0)
+    )
     replay.close()
 
 

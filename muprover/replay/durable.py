@@ -23,6 +23,8 @@ from muprover.v1 import replay_pb2
 
 log = logging.getLogger(__name__)
 
+MOST_COUNTED = 1 << 62  # beyond which the message of the counts would soon be full
+
 
 class Added(NamedTuple):
     """What became of the games of one request."""
@@ -186,10 +188,12 @@ class DurableReplay:
             message = replay_pb2.ReplayCounters.FromString(data)
         except DecodeError as error:
             log.warning("stored counts cannot be read: %s", error)
+            return
+        counts = message.inserted_games, message.inserted_positions, message.sampled_positions
+        if 0 <= min(counts) and max(counts) < MOST_COUNTED:
+            self.buffer.counters = self._flushed = Counters(*counts)
         else:
-            self.buffer.counters = self._flushed = Counters(
-                message.inserted_games, message.inserted_positions, message.sampled_positions
-            )
+            log.warning("stored counts cannot be: %s", counts)
 
 
 def _counters_record(counters: Counters) -> Record:

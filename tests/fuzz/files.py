@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -170,14 +171,20 @@ def game_files() -> list[bytes]:
 # The stock server's text files
 
 
+@cache
+def parser() -> argparse.ArgumentParser:
+    """Of `muprover network`; to make one takes longer than what is tried."""
+    made = argparse.ArgumentParser()
+    add_arguments(made)
+    made.set_defaults(metrics_port=None)
+    return made
+
+
 def flags(path: Path, flag: str) -> Any:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    parser.set_defaults(metrics_port=None)
     words = [f"--{flag}", str(path)]
     if flag != "model-config-file":
         words += ["--model-base-path", "/models"]
-    return read_options(parser.parse_args([*words, "--enable-batching"]))
+    return read_options(parser().parse_args([*words, "--enable-batching"]))
 
 
 def server_file(flag: str) -> Callable[[Path], Feed]:
