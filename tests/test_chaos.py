@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from chaos.cluster import Field
 from chaos.ledger import Ledger, acknowledged, in_store, newest_checkpoint
-from chaos.watch import Look, Run
+from chaos.watch import Look, Process, Run
 from cluster_release import cluster
 from fuzz.files import stores
 from fuzz.replay import games
@@ -87,6 +87,21 @@ def test_full_speed_is_when_all_is_as_fast_as_before():
     recovery = run.await_recovery(20.0, before, share=0.9, until=float("inf"))
     assert recovery.full == pytest.approx(5.0, abs=0.5)
     assert recovery.again == pytest.approx(4.2, abs=0.5)
+
+
+def test_what_a_trainer_that_resumes_had_done_before_is_no_speed():
+    run = Run.__new__(Run)
+    run._last, run._sums = {}, {"moves": 0.0, "steps": 0.0, "games": 0.0}
+    first, second = (Process(pid, "trainer", []) for pid in (1, 2))
+    for process, steps in [(first, 0), (first, 10), (first, 25), (second, 0), (second, 20)]:
+        run._add(process, {"muprover_trainer_steps": float(steps)})
+    assert run.count("steps") == 15  # from the first that were seen on
+    run._add(second, {"muprover_trainer_steps": 22.0})
+    assert run.count("steps") == 17
+    agent = Process(3, "agent-1", [])
+    for moves in (0.0, 7.0, 9.0):
+        run._add(agent, {"muprover_agent_moves_total": moves})
+    assert run.count("moves") == 9
 
 
 def test_on_a_cluster_pods_are_killed_and_their_games_accounted_for(tmp_path: Path):

@@ -208,7 +208,7 @@ class Run:
             value = metrics.get(metric)
             if value is None or not process.name.startswith(component):
                 continue
-            # a trainer or replay server that resumes goes on counting where it was
-            start = 0.0 if component == "agent" else value
-            self._sums[name] += max(0.0, value - last.get(name, start))
+            # a trainer or replay server that resumes says 0 before it goes on where it was
+            known = last.get(name) or (0.0 if component == "agent" else value)
+            self._sums[name] += max(0.0, value - known)
             last[name] = value
