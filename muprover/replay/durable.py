@@ -190,7 +190,7 @@ class DurableReplay:
             log.warning("stored counts cannot be read: %s", error)
             return
         counts = message.inserted_games, message.inserted_positions, message.sampled_positions
-        if 0 <= min(counts) and max(counts) < MOST_COUNTED:
+        if min(counts) >= 0 and max(counts) < MOST_COUNTED:
             self.buffer.counters = self._flushed = Counters(*counts)
         else:
             log.warning("stored counts cannot be: %s", counts)
