@@ -119,6 +119,7 @@ class Ending(dict[str, tuple[int, float]]):
 
     component = ""
     grace = 0.0
+    asked = 0.0  # when
 
 
 def _follow(watch: subprocess.Popen[str], ends: dict[str, Ending]) -> None:
@@ -128,14 +129,16 @@ def _follow(watch: subprocess.Popen[str], ends: dict[str, Ending]) -> None:
         about = pod.get("metadata", {})
         if "deletionTimestamp" not in about:
             continue
-        end = ends.setdefault(about["name"], Ending())
-        end.component = about["labels"].get("app.kubernetes.io/component", "")
-        end.grace = float(about["deletionGracePeriodSeconds"])
-        asked = moment(about["deletionTimestamp"]) - end.grace
+        end = ends.get(about["name"])
+        if end is None:  # later, when all containers have ended, the grace is 0
+            end = ends[about["name"]] = Ending()
+            end.component = about["labels"].get("app.kubernetes.io/component", "")
+            end.grace = float(about["deletionGracePeriodSeconds"])
+            end.asked = moment(about["deletionTimestamp"]) - end.grace
         for status in pod["status"].get("containerStatuses", []):
             if ended := status.get("state", {}).get("terminated"):
                 end.setdefault(
-                    status["name"], (ended["exitCode"], moment(ended["finishedAt"]) - asked)
+                    status["name"], (ended["exitCode"], moment(ended["finishedAt"]) - end.asked)
                 )
 
 
