@@ -13,7 +13,6 @@ import google.protobuf
 import grpc
 import numpy as np
 import pytest
-from grpc_tools import protoc
 
 from muprover.config import SettingsError
 from muprover.game import Game, load_game
@@ -30,7 +29,9 @@ def python_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     made = tmp_path_factory.mktemp("generated")
     protos = [str(PROTOS / f"muprover/v1/{name}.proto") for name in ("environment", "tensor")]
     out = [f"--python_out={made}", f"--grpc_python_out={made}"]
-    assert protoc.main(["protoc", f"-I{PROTOS}", *out, *protos]) == 0
+    # in a process of its own: beside TensorFlow, which has protobuf's symbols too, protoc may crash
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", *out, *protos]
+    subprocess.run(protoc, check=True, timeout=120)
     for package in ("muprover", "muprover/v1"):
         (made / package / "__init__.py").touch()
     installed = {Path(grpc.__file__).parents[1], Path(google.protobuf.__file__).parents[2]}
