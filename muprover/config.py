@@ -101,8 +101,8 @@ class SearchConfig(Settings):
     normalization: Literal["siblings", "tree"] = "siblings"
     """Q-values scaled to [0, 1] over a node and its children, or over the tree (PUCT)."""
     rescale_values: bool = True
-    """Completed Q-values scaled to [0, 1] over a node's actions (Gumbel). False: as they are, which
-    suits games whose returns have a known range: what is nearly as good then counts as such."""
+    """Completed Q-values scaled to [0, 1] over a node's actions (Gumbel). False: as they
+    are; `value_scale` must then suit the range of the returns."""
     value_scale: PositiveFloat = 0.1
     """Of completed Q-values (Gumbel)."""
     maxvisit_init: PositiveFloat = 50.0
