@@ -27,12 +27,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.threads: list[threading.Thread] = []
         self.going = threading.Event()
         self.going.set()
         self.error: Exception | None = None
 
     def __call__(self, weights: Any, x: tf.Tensor, num_simulations: tf.Tensor) -> Any:
         self.sizes.append(len(x))
+        self.threads.append(threading.current_thread())
         self.going.wait(10)
         if self.error:
             raise self.error
@@ -62,11 +64,17 @@ class Bench:
         self.batcher = Batcher(self.options, self.metrics)
 
     def ask(
-        self, *rows: float, simulations: int = 3, deadline: float | None = None
+        self,
+        *rows: float,
+        simulations: int = 3,
+        deadline: float | None = None,
+        helps: bool = False,
     ) -> Future[dict[str, Any]]:
         x = np.array(rows, np.float32)
         inputs = {"x": x, "num_simulations": np.full(len(rows), simulations, np.int32)}
-        return self.batcher.submit(self.version, self.function, inputs, ("x", "size"), deadline)
+        return self.batcher.submit(
+            self.version, self.function, inputs, ("x", "size"), deadline, helps
+        )
 
     def hold(self) -> Future[dict[str, Any]]:
         """Keeps the only thread busy with a batch until `recorder.going` is set."""
@@ -117,6 +125,51 @@ def test_what_waits_while_the_thread_is_busy_runs_together(make_bench: Any) -> N
     bench.recorder.going.set()
     assert [answer(f) for f in waiting] == [([1.0, 2.0], 4), ([3.0], 4), ([4.0], 4)]
     assert answer(held) == ([0.0], 1)
+
+
+def test_who_brings_a_request_runs_it_if_one_more_batch_may_run(make_bench: Any) -> None:
+    bench = make_bench(compiled=(1,))
+    mine = bench.ask(1.0, helps=True)
+    assert not bench.recorder.sizes  # nobody else was told of it
+    bench.batcher.help()
+    assert mine.done()
+    assert bench.recorder.threads == [threading.current_thread()]
+
+
+def test_who_brings_a_request_leaves_it_to_others_while_enough_batches_run(
+    make_bench: Any,
+) -> None:
+    bench = make_bench(compiled=(1,))
+    held = bench.hold()
+    waiting = bench.ask(1.0, helps=True)
+    bench.batcher.help()  # comes back at once
+    assert not waiting.done()
+    bench.recorder.going.set()
+    assert answer(waiting) == ([1.0], 1)
+    assert answer(held) == ([0.0], 1)
+    assert threading.current_thread() not in bench.recorder.threads
+
+
+def test_what_waited_for_a_helper_is_run_by_others(make_bench: Any) -> None:
+    bench = make_bench(compiled=(1,))
+    bench.recorder.going.clear()
+    first = bench.ask(1.0, helps=True)
+    helper = threading.Thread(target=bench.batcher.help)
+    helper.start()
+    until(lambda: bench.recorder.sizes == [1])
+    second = bench.ask(2.0)
+    time.sleep(0.05)
+    assert bench.recorder.sizes == [1]  # one batch at a time
+    bench.recorder.going.set()
+    assert [answer(first), answer(second)] == [([1.0], 1), ([2.0], 1)]
+    helper.join(10)
+
+
+def test_what_a_helper_may_not_run_yet_is_looked_after(make_bench: Any) -> None:
+    bench = make_bench(compiled=(1, 8), timeout=0.1)
+    waiting = bench.ask(1.0, helps=True)
+    bench.batcher.help()
+    assert answer(waiting) == ([1.0], 1)
 
 
 def test_a_batch_is_padded_to_the_next_size_and_the_padding_is_counted(make_bench: Any) -> None:

@@ -13,12 +13,18 @@ FAST_MATH = "--xla_cpu_enable_fast_math=true"  # keeps infinities and NaNs; help
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # no splitting of work that nobody shares
 
 
-def tune(intra_op: int | None = None, inter_op: int | None = None) -> None:
+def tune(
+    intra_op: int | None = None, inter_op: int | None = None, at_a_time: int | None = None
+) -> None:
     """Bounds TensorFlow's thread pools (0 or None: it decides), and tells XLA what suits them.
+
+    intra_op: threads of all compiled programs together, whoever calls them: with one, two calls
+    take turns. at_a_time: programs that are to run; with as many threads none need be split.
 
     The environment's XLA_FLAGS come after ours, and win.
     """
-    flags = [FAST_MATH] + [ONE_THREAD] * (intra_op == 1)
+    is_whole = intra_op is not None and 0 < intra_op <= (at_a_time or 1)
+    flags = [FAST_MATH] + [ONE_THREAD] * is_whole
     os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
     with contextlib.suppress(RuntimeError):  # too late: it has begun
         if intra_op:

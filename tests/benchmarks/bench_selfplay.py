@@ -307,7 +307,8 @@ class Alone:
         from muprover.model.serving.metrics import Metrics
         from muprover.model.serving.versions import Loader
 
-        tune(intra_op=1)
+        cores = len(os.sched_getaffinity(0))
+        tune(cores, at_a_time=cores)  # as the network server does
         self.game = load_game(name)
         network = build_network(self.game, 0)
         version = export_version(network, self.game.config, folder, training_step=1)

@@ -12,7 +12,6 @@ disturbs the clock.
 """
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import os
@@ -124,13 +123,9 @@ class Server:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-c", command, "--port=0", "--rest-api-port=-1"),
-                "--tensorflow-intra-op-parallelism=1",
                 *("--model-config-file", str(files[MODELS_CONFIG])),
                 *("--enable-batching", "--batching-parameters-file", str(files[BATCHING_CONFIG])),
-                *(
-                    "--enable-serialization-as-tensor-content",
-                    "--tensorflow-intra-op-parallelism=1",
-                ),
+                "--enable-serialization-as-tensor-content",
             ],
             stderr=subprocess.PIPE,
             text=True,
@@ -226,8 +221,7 @@ class Local:
         from muprover.model.serving.metrics import Metrics
         from muprover.model.serving.versions import Loader
 
-        with contextlib.suppress(RuntimeError):  # the export has used TensorFlow already
-            tune(1)
+        tune(args.cores, at_a_time=args.threads)  # as the server does
         loader = Loader(2 * args.batch, sizes(args), Metrics())
         self._version = loader.load(folder / MODEL / "1")
         self._function = self._version.program.function("search")

@@ -1,9 +1,10 @@
 """Batches across clients: requests wait while the cores are busy, and then run together.
 
-Nobody waits for company: a thread that is free takes what is there. Requests share a batch if they
-ask the same function of the same version for the same number of simulations (a batch runs to the
-most of its rows). Rows do not depend on each other, so a batch that is padded to a compiled size
-answers what each request would have been answered alone.
+Nobody waits for company: while fewer batches run than there may, the thread that brings a request
+runs what is there, and hands nothing on; what had to wait is run by threads of the batcher's own.
+Requests share a batch if they ask the same function of the same version for the same number of
+simulations (a batch runs to the most of its rows). Rows do not depend on each other, so a batch
+that is padded to a compiled size answers what each request would have been answered alone.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Batch(NamedTuple):
 
 
 class Batcher:
-    """Runs requests on `options.num_threads` threads, and compiles on one more."""
+    """Runs at most `options.num_threads` batches at a time, and compiles on one more thread."""
 
     def __init__(self, options: BatchingOptions, metrics: Metrics) -> None:
         self._options = options
@@ -93,6 +94,7 @@ class Batcher:
         self._may_run = threading.Condition(self._lock)
         self._may_compile = threading.Condition(self._lock)
         self._closed = False
+        self._running = 0  # batches
         self._to_compile: deque[tuple[Key, int]] = deque()
         names = [f"batch-{i}" for i in range(options.num_threads)]
         self._threads = [threading.Thread(target=self._work, name=name) for name in names]
@@ -112,8 +114,12 @@ class Batcher:
         inputs: Mapping[str, Array],
         outputs: Sequence[str],
         deadline: float | None = None,
+        helps: bool = False,
     ) -> Future[dict[str, Any]]:
-        """The wanted outputs by name, later; inputs have the batch first, all the same."""
+        """The wanted outputs by name, later; inputs have the batch first, all the same.
+
+        helps: the calling thread goes on to `help`, so that no other need be woken.
+        """
         key = Key(version, function, _most_simulations(inputs))
         rows = len(next(iter(inputs.values()))) if function.sizes is not None else 1
         task = Task(inputs, rows, outputs, deadline)
@@ -133,8 +139,18 @@ class Batcher:
                     "The batch scheduling queue to which this task was submitted is full",
                 )
             queue.append(task)
-            self._may_run.notify()
+            if not helps:
+                self._wake()
         return task.answer
+
+    def help(self) -> None:
+        """Runs the next batch on the calling thread, if one more may run now."""
+        with self._lock:
+            batch, _ = self._take()
+            if batch is None:
+                self._wake()  # whatever there is to wait for
+                return
+        self._run(batch)
 
     def close(self, seconds: float = 10.0) -> None:
         """Runs what is waiting, then ends the threads; waits at most so long for each."""
@@ -161,8 +177,16 @@ class Batcher:
                     batch, wait = self._take()
             self._run(batch)
 
+    def _wake(self) -> None:
+        """Has another thread look after what is waiting, if one more batch may run now."""
+        if self._running < self._options.num_threads:
+            self._may_run.notify()
+
     def _take(self) -> tuple[Batch | None, float | None]:
-        """The batch whose first task has waited longest; if there is none, how long to wait."""
+        """The batch whose first task has waited longest, which then counts as running; if none
+        may run, how long to wait."""
+        if self._running >= self._options.num_threads:
+            return None, None
         chosen: Choice | None = None
         wait = None
         now = time.monotonic()
@@ -179,7 +203,10 @@ class Batcher:
             choice = self._choose(key, queue)
             if choice and (chosen is None or choice.tasks[0].arrived < chosen.tasks[0].arrived):
                 chosen = choice
-        return (None, wait) if chosen is None else (self._pop(chosen), None)
+        if chosen is None:
+            return None, wait
+        self._running += 1
+        return self._pop(chosen), None
 
     def _seconds_until_due(self, queue: deque[Task], now: float) -> float:
         """Before a batch that is not full may run."""
@@ -214,7 +241,7 @@ class Batcher:
         for task in tasks:
             queue.remove(task)
         if queue:
-            self._may_run.notify()  # another thread may take the rest
+            self._wake()
         else:
             del self._queues[key]
         return Batch(key, tasks, plan.size)
@@ -226,6 +253,17 @@ class Batcher:
         self._may_compile.notify()
 
     def _run(self, batch: Batch) -> None:
+        try:
+            self._answer(batch)
+        finally:
+            with self._lock:
+                self._running -= 1
+                if self._closed:
+                    self._may_run.notify_all()
+                elif self._queues:
+                    self._wake()
+
+    def _answer(self, batch: Batch) -> None:
         """Answers the tasks of a batch, with outputs or with what went wrong."""
         began = time.monotonic()
         tasks = [task for task in batch.tasks if task.answer.set_running_or_notify_cancel()]

@@ -41,7 +41,7 @@ class ServerOptions:
     num_load_threads: int = 1
     labels_may_wait: bool = False
     as_tensor_content: bool = False
-    intra_op_threads: int = 0  # 0: the cores, shared among the batch threads
+    intra_op_threads: int = 0  # 0: as many as there are cores
     inter_op_threads: int = 0  # 0: TensorFlow decides
     batching: Batching = field(default_factory=lambda: Batching())
 
@@ -136,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=0,
             metavar="N",
-            help="threads within operations (0: the cores, shared among the batch threads)"
+            help="threads that all batches share (0: as many as there are cores)"
             if kind == "intra"
             else "threads across operations (0: TensorFlow decides)",
         )

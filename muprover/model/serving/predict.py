@@ -81,9 +81,10 @@ class Predictor:
         """
         with self._counted(request, "GRPC"):
             query = self._check(request)
-            future = self._submit(query, timeout)
+            future = self._submit(query, timeout, helps=True)
             if not when_lost(future.cancel):
                 future.cancel()
+            self._batcher.help()
             return self._response(request.model_spec.name, query, future.result())
 
     async def predict_soon(
@@ -95,11 +96,15 @@ class Predictor:
             outputs = await asyncio.wrap_future(self._submit(query, None))
             return self._response(request.model_spec.name, query, outputs)
 
-    def _submit(self, query: Query, timeout: float | None) -> Future[dict[str, Array]]:
+    def _submit(
+        self, query: Query, timeout: float | None, helps: bool = False
+    ) -> Future[dict[str, Array]]:
         """The outputs of a query by name, later."""
         deadline = None if timeout is None else time.monotonic() + timeout
         function = query.version.program.function(query.signature)
-        return self._batcher.submit(query.version, function, query.inputs, query.outputs, deadline)
+        return self._batcher.submit(
+            query.version, function, query.inputs, query.outputs, deadline, helps
+        )
 
     @contextlib.contextmanager
     def _counted(self, request: predict_pb2.PredictRequest, entrypoint: str) -> Iterator[None]:

@@ -154,7 +154,8 @@ class NetworkServer:
 
 def serve_until_signal(options: ServerOptions) -> None:
     """Serves until SIGTERM or SIGINT."""
-    tune(options.intra_op_threads or threads_per_batch(options.batching), options.inter_op_threads)
+    at_a_time = options.batching.num_threads or num_cores()
+    tune(options.intra_op_threads or num_cores(), options.inter_op_threads, at_a_time)
     sys.setswitchinterval(SWITCH_SECONDS)
 
     async def main(stop: asyncio.Event) -> None:
@@ -165,12 +166,6 @@ def serve_until_signal(options: ServerOptions) -> None:
         # all calls have been answered, but a compilation cannot be interrupted
         logging.shutdown()
         os._exit(0)
-
-
-def threads_per_batch(batching: Batching) -> int:
-    """So many that all batches that run at a time share the cores evenly."""
-    cores = num_cores()
-    return max(1, cores // (batching.num_threads or cores))
 
 
 def batching_options(batching: Batching) -> BatchingOptions:
