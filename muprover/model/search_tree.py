@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from muprover.model.convolution import LONGEST
+
 RecurrentInference = Callable[[tf.Tensor, tf.Tensor], Any]
 """hidden_state `[B, …]`, action `[B]` → a `NetworkOutput` of tensors (or a tuple in its order)"""
 
@@ -52,8 +54,40 @@ class Rules(NamedTuple):
     are_local: bool  # whether scores change on the path of a simulation only
 
 
+class Layout(NamedTuple):
+    """How hidden states lie in memory: as they are, `[N, B, …]`, or, those of small boards, by
+    squares first, `[N, rows, columns, B, channels]`, as `convolve` works on them: then nothing need
+    be turned around in each simulation."""
+
+    squares_first: bool
+
+    @classmethod
+    def of(cls, hidden_state: tf.Tensor) -> Layout:
+        shape = hidden_state.shape
+        return cls(shape.rank == 4 and max(shape[1:3]) <= LONGEST)
+
+    def stored(self, hidden_state: tf.Tensor) -> tf.Tensor:
+        """`[B, …]` as a slab of memory."""
+        return tf.transpose(hidden_state, [1, 2, 0, 3]) if self.squares_first else hidden_state
+
+    def restored(self, slab: tf.Tensor) -> tf.Tensor:
+        return tf.transpose(slab, [2, 0, 1, 3]) if self.squares_first else slab
+
+    def at(self, hidden_states: tf.Tensor, node: tf.Tensor) -> tf.Tensor:
+        """A slab of the nodes `[B]`, one of each tree."""
+        batch = batch_size(node)
+        if not self.squares_first:
+            return tf.gather(flat(hidden_states), node * batch + tf.range(batch))
+        rows, columns, _, channels = hidden_states.shape[1:]
+        square = node * (rows * columns) + tf.range(rows * columns)[:, None]  # [squares, B]
+        found = tf.gather(
+            tf.reshape(hidden_states, [-1, channels]), square * batch + tf.range(batch)
+        )
+        return tf.reshape(found, [rows, columns, -1, channels])
+
+
 class Tree(NamedTuple):
-    hidden_states: tf.Tensor  # [N, B, …]
+    hidden_states: tf.Tensor  # [N, …] slabs, as the layout has them
     edges: tf.Tensor  # [N, B, 3, A] prior, visits, Q-value
     nodes: tf.Tensor  # [N, B, 4] value, visits, reward, raw value
     paths: tf.Tensor  # [N, B, L] edges: to the node, to its parent, …; after the root's that again
@@ -61,7 +95,7 @@ class Tree(NamedTuple):
     root: Stats
     root_leaves: tf.Tensor  # [A, B]
     leaf: tf.Tensor  # [B] the edge to try next
-    before: tf.Tensor  # [B, …] hidden state of the node that it starts from
+    before: tf.Tensor  # a slab: hidden states of the nodes that these start from
 
 
 def grow(
@@ -74,16 +108,17 @@ def grow(
     room: int,
 ) -> Tree:
     """Trees grown from their roots, each row's by its own `num_simulations` (at most `room`)."""
-    tree = plant(root, prior, rules, room)
+    layout = Layout.of(root[0])
+    tree = plant(root, prior, rules, room, layout)
 
     def body(simulation: tf.Tensor, tree: Tree, state: Any) -> Any:
         running = simulation < num_simulations
-        new = expand(tree, recurrent_inference)
+        new = expand(tree, recurrent_inference, layout)
         tree = tree._replace(paths=_write(tree.paths, simulation + 1, new.path))
         tree = backward(tree, simulation + 1, new, running, rules, discount)
-        tree = add_node(tree, simulation + 1, new)
+        tree = add_node(tree, simulation + 1, new, layout)
         state = rules.next_root_state(state)
-        return simulation + 1, select_leaf(tree, rules, state), state
+        return simulation + 1, select_leaf(tree, rules, state, layout), state
 
     most = tf.reduce_max(num_simulations)
     grown: Tree
@@ -93,20 +128,21 @@ def grow(
     return grown
 
 
-def plant(root: Any, prior: tf.Tensor, rules: Rules, room: int) -> Tree:
+def plant(root: Any, prior: tf.Tensor, rules: Rules, room: int, layout: Layout) -> Tree:
     hidden_state, _, value, _ = root
     batch, actions = batch_size(value), prior.shape[0]
     size = (room + 1) * batch
     levels = LEVELS if isinstance(batch, int) and batch <= MANY_GAMES else 1
-    shape = tf.concat([[room], tf.shape(hidden_state)], 0)
-    hidden_states = tf.concat([hidden_state[None], tf.zeros(shape, hidden_state.dtype)], 0)
+    before = layout.stored(hidden_state)
+    shape = tf.concat([[room + 1], tf.shape(before)], 0)
+    hidden_states = _write(tf.zeros(shape, before.dtype), tf.constant(0), before)
     iota = tf.range(actions)
     nodes = tf.range(room + 1)[:, None, None] * actions + tf.zeros([1, batch, 1], tf.int32)
     zeros = tf.zeros_like(prior)
     untried = tf.cast(rules.are_local, tf.int32)
     low = tf.fill([batch], math.inf)
     tree = Tree(
-        hidden_states=tf.ensure_shape(hidden_states, [room + 1, *hidden_state.shape]),
+        hidden_states=tf.ensure_shape(hidden_states, [room + 1, *before.shape]),
         edges=tf.zeros([room + 1, batch, 3, actions]),
         nodes=tf.zeros([room + 1, batch, 4]),
         paths=tf.fill([room + 1, batch, levels], -1),
@@ -114,21 +150,20 @@ def plant(root: Any, prior: tf.Tensor, rules: Rules, room: int) -> Tree:
         root=Stats(prior, zeros, zeros, value, tf.ones_like(value), value, low, -low),
         root_leaves=(iota[:, None] + tf.zeros([1, batch], tf.int32)) * untried,
         leaf=tf.zeros([batch], tf.int32),
-        before=hidden_state,
+        before=before,
     )
-    return select_leaf(tree, rules, rules.first_root_state)
+    return select_leaf(tree, rules, rules.first_root_state, layout)
 
 
-def select_leaf(tree: Tree, rules: Rules, state: Any) -> Tree:
+def select_leaf(tree: Tree, rules: Rules, state: Any, layout: Layout) -> Tree:
     """`simulate`: which edge each tree tries next, and from which hidden state."""
-    batch, actions = batch_size(tree.root.value), tree.root.prior.shape[0]
+    actions = tree.root.prior.shape[0]
     action = best_action(rules.root_scores(tree.root, state))
     leaf = at_action(tree.root_leaves, action)
     if not rules.are_local:
         leaf = walk(tree, rules, action, leaf)
     # carried over to the next round, so that XLA gathers row by row, whatever layout is wanted then
-    row = leaf // actions * batch + tf.range(batch)
-    return tree._replace(leaf=leaf, before=tf.gather(flat(tree.hidden_states), row))
+    return tree._replace(leaf=leaf, before=layout.at(tree.hidden_states, leaf // actions))
 
 
 def walk(tree: Tree, rules: Rules, edge: tf.Tensor, node: tf.Tensor) -> tf.Tensor:
@@ -159,10 +194,10 @@ def edges_at(edges: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf
     return prior, visits, q_values
 
 
-def expand(tree: Tree, recurrent_inference: RecurrentInference) -> NewNode:
+def expand(tree: Tree, recurrent_inference: RecurrentInference, layout: Layout) -> NewNode:
     """What the network says of the leaf of each tree."""
     actions = tree.root.prior.shape[0]
-    answer = recurrent_inference(tree.before, tree.leaf % actions)
+    answer = recurrent_inference(layout.restored(tree.before), tree.leaf % actions)
     return NewNode(path_to(tree, tree.leaf), *answer)
 
 
@@ -175,13 +210,13 @@ def path_to(tree: Tree, edge: tf.Tensor) -> tf.Tensor:
     return tf.where((node > 0)[:, None], tf.concat([edge, before[:, :-1]], 1), edge)
 
 
-def add_node(tree: Tree, index: tf.Tensor, new: NewNode) -> Tree:
+def add_node(tree: Tree, index: tf.Tensor, new: NewNode, layout: Layout) -> Tree:
     """Writes the new node of each tree; after `backward`, so that loops can work in place."""
     prior, ones = tf.nn.softmax(new.policy_logits), tf.ones_like(new.value)
     zeros = tf.zeros_like(prior)
     node = tf.stack([new.value, ones, new.reward, new.value], 1)
     return tree._replace(
-        hidden_states=_write(tree.hidden_states, index, new.hidden_state),
+        hidden_states=_write(tree.hidden_states, index, layout.stored(new.hidden_state)),
         edges=_write(tree.edges, index, tf.stack([prior, zeros, zeros], 1)),
         nodes=_write(tree.nodes, index, node),
     )
