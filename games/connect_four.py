@@ -127,18 +127,18 @@ def make_config() -> Config:
             td_steps=42,
             learning_rate=4e-3,
             learning_rate_schedule="exponential",
-            learning_rate_decay_steps=18_000,
-            reward_loss_weight=10.0,  # one move of a game has one, and without it searches see none
+            learning_rate_decay_steps=26_000,
             ema_decay=0.999,
         ),
         replay=ReplayConfig(max_size=400_000, min_size_to_sample=20_000, samples_per_insert=3.0),
         self_play=SelfPlayConfig(
-            games_per_agent=256,
+            games_per_agent=128,
             random_opening_fraction=0.5,
             random_opening_moves=12,
         ),
         evaluation=EvaluationConfig(
-            num_simulations=200,
+            num_simulations=100,
+            average_symmetries=True,
             mcts_simulations=1000,
             watch_share=0.05,
             goal=GoalConfig(metric="optimal_moves", at_least=0.92),

@@ -266,6 +266,9 @@ class EvaluationConfig(Settings):
     """None: as many as self-play."""
     num_episodes: PositiveInt = 100
     """Of matches and of mean returns."""
+    average_symmetries: bool = False
+    """Search each position in all forms that `game.symmetries` gives it, and play what they prefer
+    together; also in `muprover play`. So many times the work."""
     mcts_simulations: PositiveInt = 100
     """Of the opponent that searches with the true rules."""
     random_opening_moves: Annotated[int, Field(ge=0)] = 2

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from muprover.config import SettingsError
-from muprover.evaluation.players import evaluation_inputs
+from muprover.evaluation.players import as_evaluated, evaluation_inputs
 from muprover.evaluation.positions import Position
 from muprover.game import Game
 from muprover.policy import Policy, PolicyOutput
@@ -47,6 +47,7 @@ def run(
     with ExitStack() as clients:
         try:
             policy = load() if load else _remote_policy(game, network, model_name, clients)
+            policy = as_evaluated(policy, game.config)
             simulations = _checked_simulations(game, num_simulations)
             Session(game, policy, seat, simulations, np.random.default_rng(seed), read, write).run()
         except (EOFError, KeyboardInterrupt):

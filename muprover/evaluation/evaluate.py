@@ -23,7 +23,13 @@ from muprover.evaluation.oracles import (
     exam_of_scored_positions,
     optimal_share,
 )
-from muprover.evaluation.players import AgentPlayer, EvaluationError, Player, RandomPlayer
+from muprover.evaluation.players import (
+    AgentPlayer,
+    EvaluationError,
+    Player,
+    RandomPlayer,
+    as_evaluated,
+)
 from muprover.evaluation.statistics import Estimate, mean
 from muprover.game import Game
 from muprover.policy import Policy
@@ -83,7 +89,9 @@ class Evaluation:
         start = time.monotonic()
         self._runs += 1
         config = self._game.config
-        player = AgentPlayer(policy, config.evaluation_simulations, config.games_per_search)
+        player = AgentPlayer(
+            as_evaluated(policy, config), config.evaluation_simulations, config.games_per_search
+        )
         ways = {
             "lost_lines": self._lost_lines,
             "optimal_moves": self._optimal_moves,

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from muprover.config import Config
 from muprover.environment import Environment
 from muprover.policy import Policy, PolicyOutput, SearchInputs
 from muprover.selfplay import random_actions
+from muprover.symmetries import symmetric_policy
 
 MAX_BATCH = 256  # positions of one search
 
@@ -78,6 +80,13 @@ class AgentPlayer:
                 f"version {output.version} answered while {self.version} was being evaluated"
             )
         self.version = output.version
+
+
+def as_evaluated(policy: Policy, config: Config) -> Policy:
+    """The policy as `config.evaluation` wants it asked."""
+    if config.evaluation.average_symmetries:
+        return symmetric_policy(policy, config.game)
+    return policy
 
 
 def evaluation_inputs(
