@@ -14,6 +14,7 @@ class Usage(NamedTuple):
     """Of one process, or of several together."""
 
     memory_mb: float  # resident
+    anonymous_mb: float  # of this its own allocations; the rest are pages of files
     threads: int
     files: int  # descriptors
 
@@ -22,9 +23,10 @@ def usage(pid: int) -> Usage | None:
     """None for a process that has ended."""
     folder = Path(f"/proc/{pid}")
     try:
-        pages = int((folder / "statm").read_text().split()[1])
+        _, resident, shared, *_ = map(int, (folder / "statm").read_text().split())
         threads = len(list((folder / "task").iterdir()))
-        return Usage(pages * PAGE / MB, threads, len(list((folder / "fd").iterdir())))
+        files = len(list((folder / "fd").iterdir()))
+        return Usage(resident * PAGE / MB, (resident - shared) * PAGE / MB, threads, files)
     except OSError:
         return None
 
