@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 QUEUED_PER_GAME = 4  # segments that may wait to be sent, for each game in play
 ATTEMPT_SECONDS = 2.0  # of a call to a server that is away, before the agent looks around
-FLUSH_SECONDS = 20.0  # at most, to send what is left when the agent ends
+RESERVE_SECONDS = 10.0  # of the grace, for what is no waiting
 
 
 def run(
@@ -64,12 +64,15 @@ def run(
     health_port: int | None = None,
     seed: int = 0,
     model_name: str = "muprover",
+    search_signature: str = "search",
+    grace: float = 60.0,
     max_games_total: int | None = None,
 ) -> int:
     """Plays until SIGTERM or SIGINT, or until `max_games_total` are played; answers an exit status.
 
     num_games: played at once; None: as the settings say. groups: that these are played in.
     environment_timeout: seconds after which a server that answers nothing is taken for lost.
+    grace: seconds in which it has to end once told to.
     """
     config = game.config
     name = agent_name or f"{platform.node()}-{os.getpid()}"
@@ -84,7 +87,9 @@ def run(
             agent = Agent(
                 config,
                 name,
-                policy=connect_network(network, model_name, config, stop, clients),
+                policy=connect_network(
+                    network, model_name, config, stop, clients, search_signature, grace
+                ),
                 replay=connect_replay(replay_buffer, config, stop, clients),
                 environments=[
                     connect_environments(
@@ -95,6 +100,7 @@ def run(
                 rng=np.random.default_rng([seed, zlib.crc32(name.encode())]),
                 max_games=max_games_total,
                 stop=stop,
+                ending_seconds=ending_seconds(grace),
             )
             log.info("agent %s plays %d games at once, in %d groups", name, sum(sizes), len(sizes))
             return agent.run(health.set_serving if health else None)
@@ -105,13 +111,31 @@ def run(
             return 1
 
 
+def ending_seconds(grace: float) -> float:
+    """What is left of the grace for waiting: for searches, and for replay to take the games."""
+    return max(grace / 2, grace - RESERVE_SECONDS)
+
+
 def connect_network(
-    address: str, model_name: str, config: Config, stop: threading.Event, clients: ExitStack
+    address: str,
+    model_name: str,
+    config: Config,
+    stop: threading.Event,
+    clients: ExitStack,
+    signature: str = "search",
+    grace: float = 60.0,
 ) -> Policy:
     """The search of the settings' placement, once the server has a model for it."""
     from muprover.services.network import RemoteNetwork, remote_search_policy
 
-    network = RemoteNetwork(address, model_name, config, patience=ATTEMPT_SECONDS)
+    network = RemoteNetwork(
+        address,
+        model_name,
+        config,
+        signature=signature,
+        timeout=0.9 * ending_seconds(grace),  # no search outlasts the agent
+        patience=ATTEMPT_SECONDS,
+    )
     clients.callback(network.close)
     persist(lambda: network.wait_until_ready(ATTEMPT_SECONDS), stop)
     if config.search.placement == "agent":
@@ -169,9 +193,11 @@ class Agent:
         rng: np.random.Generator,
         stop: threading.Event,
         max_games: int | None = None,
+        ending_seconds: float = 50.0,
     ) -> None:
         num_groups = len(environments)
         self._stop = stop
+        self._ending_seconds = ending_seconds
         self._uploader = Uploader(replay, QUEUED_PER_GAME * sum(map(len, environments)))
         self._admission = Admission(replay, name, self._uploader, stop)
         limits = [None] * num_groups if max_games is None else shares(max_games, num_groups)
@@ -199,9 +225,12 @@ class Agent:
                 break
         if set_serving:
             set_serving(False)
+        deadline = time.monotonic() + self._ending_seconds
         for group in self._groups:
-            group.join()
-        unsent = self._uploader.flush(FLUSH_SECONDS)
+            group.join(max(0.0, deadline - time.monotonic()))
+            if group.is_alive():
+                log.error("%s still waits for an answer: its unfinished games are lost", group.name)
+        unsent = self._uploader.flush(max(0.0, deadline - time.monotonic()))
         if unsent:
             log.error("%d finished games are lost: the replay server took them not in time", unsent)
         failed = any(group.failed for group in self._groups) or self._uploader.failed

@@ -30,8 +30,9 @@ FIRST_PORT, NUM_PORTS = 20_000, 12_000  # below those that systems give to outgo
 POLL_SECONDS = "0.25"  # how often the network server looks for a new version
 NUM_SERVED = 4  # versions: an evaluation of one outlasts some exports
 
-# The seconds that a component has for an orderly end. Trainers write a checkpoint and a version.
-GRACE_SECONDS = {"trainer": 60.0}
+# The seconds that a component has for an orderly end. Trainers write a checkpoint and a version;
+# agents wait for searches, and for the replay server to take their games.
+GRACE_SECONDS = {"trainer": 60.0, "agent": 60.0}
 DEFAULT_GRACE_SECONDS = 30.0
 SLOW_TO_START = ("network", "trainer")  # they load TensorFlow, and compile
 
@@ -117,7 +118,7 @@ def make_components(
             name,
             [*commands[name], *_metrics(name, ports), *everywhere],
             folder.log(name),
-            grace_seconds=GRACE_SECONDS.get(name, DEFAULT_GRACE_SECONDS),
+            grace_seconds=GRACE_SECONDS.get(name.partition("-")[0], DEFAULT_GRACE_SECONDS),
             environment=environment | _compiled(name, layout, folder),
             has_standby=layout.standby and name in SLOW_TO_START,
         )

@@ -51,6 +51,7 @@ def run(
     health_port: int | None = None,
     seed: int = 0,
     model_name: str = "muprover",
+    search_signature: str = "search",
     matches: bool | None = None,
 ) -> int:
     """Evaluates the served agent and prints what it found; or, with `watch`, each new version,
@@ -69,7 +70,7 @@ def run(
         try:
             evaluation = Evaluation(game, seed, remote_environments(game, environment))
             measures = choose_measures(evaluation, watch, matches)
-            agents = ServedAgents(network, model_name, game.config)
+            agents = ServedAgents(network, model_name, game.config, search_signature)
             clients.callback(agents.close)
             evaluator = Evaluator(game, evaluation, measures, agents, stop, output)
             if health:
@@ -132,10 +133,14 @@ class Agents(Protocol):
 class ServedAgents:
     """The versions on a network server."""
 
-    def __init__(self, address: str, model_name: str, config: Config) -> None:
+    def __init__(
+        self, address: str, model_name: str, config: Config, signature: str = "search"
+    ) -> None:
         from muprover.services.network import RemoteNetwork, remote_search_policy
 
-        self._network = RemoteNetwork(address, model_name, config, patience=ATTEMPT_SECONDS)
+        self._network = RemoteNetwork(
+            address, model_name, config, signature=signature, patience=ATTEMPT_SECONDS
+        )
         self._is_checked = False
         self._searches_here = None
         if config.search.placement == "agent":

@@ -23,6 +23,7 @@ class FakeNetwork:
         self, policy: Policy, config: Config, port: int = 0, version: int = 1, threads: int = 4
     ) -> None:
         self.policy, self.config, self.version = policy, config, version
+        self.asked: set[str] = set()  # signatures
         self._server = grpc.server(ThreadPoolExecutor(threads), options=[("grpc.so_reuseport", 0)])
         self.port = self._server.add_insecure_port(f"localhost:{port}")
         methods = {
@@ -57,6 +58,7 @@ class FakeNetwork:
     def _predict(self, request: Any, context: grpc.ServicerContext) -> Any:
         response = serving_pb2.PredictResponse(model_spec=request.model_spec)
         response.model_spec.version.value = self.version
+        self.asked.add(request.model_spec.signature_name)
         if request.model_spec.signature_name == "about":
             response.outputs["contract"].dtype = 7
             response.outputs["contract"].string_val.append(
@@ -84,7 +86,9 @@ class FakeNetwork:
         for name, shape in shapes.items():
             for size in shape:
                 signature.inputs[name].tensor_shape.dim.add(size=size)
-        signatures = serving_pb2.SignatureDefMap(signature_def={"search": signature})
+        signatures = serving_pb2.SignatureDefMap(
+            signature_def={"search": signature, "search_xla": signature}
+        )
         response = serving_pb2.GetModelMetadataResponse()
         response.metadata["signature_def"].Pack(signatures)
         return response

@@ -173,6 +173,31 @@ def test_a_finished_game_is_not_lost_when_the_agent_waits_to_be_admitted_and_is_
     assert len(replay.whole) >= 6
 
 
+def test_a_search_that_is_never_answered_keeps_no_finished_game_from_being_sent(caplog):
+    asked, answered = threading.Event(), threading.Event()
+    moves = iter(range(10_000))
+
+    def hangs(inputs: SearchInputs, details: bool = False) -> PolicyOutput:
+        if next(moves) == 20:
+            asked.set()
+            answered.wait(20)
+        return uniform(inputs)
+
+    replay = FakeReplay()
+    with Running(replay, hangs, [GAME.make_environments(4)], ending_seconds=0.5) as agent:
+        assert asked.wait(20)
+        replay.away = True
+        start = time.monotonic()
+        agent.stop.set()
+        time.sleep(0.1)
+        replay.away = False
+        assert agent.join() == 0
+        assert time.monotonic() - start < 5
+        answered.set()
+    assert replay.whole
+    assert "group-0 still waits for an answer" in caplog.text
+
+
 def test_while_replay_is_away_finished_games_are_kept_and_none_begin():
     replay = FakeReplay()
     with Running(replay) as agent:

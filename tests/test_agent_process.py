@@ -176,6 +176,15 @@ def test_an_agent_that_waits_for_room_and_is_stopped_loses_no_game(setting):
         waits_until_it_is_told_to_stop(setting, agent)
 
 
+def test_an_agent_asks_for_the_signature_of_its_command_line(setting):
+    setting.start_network()
+    setting.start_environment()
+    setting.start_replay()
+    agent = setting.start_agent("--search-signature=search_xla", "--max-games-total=8")
+    assert agent.process.wait(60) == 0
+    assert setting.network.asked == {"about", "search_xla"}
+
+
 def waits_until_it_is_told_to_stop(setting: Setting, agent: Component) -> None:
     waited = 'muprover_agent_wait_seconds_total{for="admit"}'
     setting.wait_for(lambda: setting.metric(waited) > 1, "waiting to be admitted")

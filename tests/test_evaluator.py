@@ -217,6 +217,14 @@ def test_searches_name_the_version_they_are_of(perfect):
         agents.close()
 
 
+def test_the_search_is_of_the_signature_that_is_asked_for(perfect):
+    with FakeNetwork(perfect, GAME.config) as network:
+        agents = ServedAgents(network.address, "muprover", GAME.config, "search_xla")
+        AgentPlayer(agents.newest().policy, 1).choose(exam_of_all_positions(GAME).view)
+        agents.close()
+        assert network.asked == {"about", "search_xla"}
+
+
 def test_episodes_are_played_on_the_environment_server():
     game = load_game("random_tictactoe", overrides=["evaluation.num_episodes=20"])
     with environment_server(game) as address:

@@ -146,6 +146,13 @@ class CommandBuilder:
             metavar="NAME",
             help="of the model on the network server (default: %(default)s)",
         )
+        self.add(
+            "--search-signature",
+            choices=["search", "search_xla"],
+            default="search",
+            help="search_xla: compiled, on a stock TensorFlow Serving that was started with XLA "
+            "(default: %(default)s)",
+        )
         return self
 
     def seed(self, default: int | None = 0, of: str = "of all randomness here") -> Self:

@@ -144,6 +144,14 @@ def add_agent(commands: Any) -> None:
     )
     add("--agent-name", metavar="NAME", help="written into its games (default: host and process)")
     add("--max-games-total", type=count, metavar="N", help="end after so many (default: never)")
+    add(
+        "--grace",
+        type=positive,
+        default=60.0,
+        metavar="S",
+        help="seconds in which it has to end once told to; in all but the last ten it waits for "
+        "searches, and for the replay server to take what was played (default: %(default)g)",
+    )
     command.seed(default=None).operation(health=True, host=True)
     command.examples(
         "muprover agent --game tictactoe --environment localhost:50000 \\",
@@ -169,6 +177,8 @@ def agent(args: argparse.Namespace) -> int:
         health_port=args.health_port,
         seed=secrets.randbits(32) if args.seed is None else args.seed,  # never a game twice
         model_name=args.model_name,
+        search_signature=args.search_signature,
+        grace=args.grace,
         max_games_total=args.max_games_total,
     )
 
@@ -216,5 +226,6 @@ def evaluate(args: argparse.Namespace) -> int:
         health_port=args.health_port,
         seed=args.seed,
         model_name=args.model_name,
+        search_signature=args.search_signature,
         matches=args.matches,
     )
