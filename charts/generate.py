@@ -68,7 +68,7 @@ SPECIAL: list[tuple[str, dict[str, Any]]] = [
     ("replay.replicaCount", ONE_WRITER),
     ("trainer.replicaCount", ONE_WRITER),
     ("*.replicaCount", COUNT),
-    ("agent.autoscaling.minReplicas", {"type": "integer", "minimum": 0}),
+    ("agent.autoscaling.minReplicas", COUNT),
     ("*.minReplicas", AT_LEAST_1),
     ("*.maxReplicas", AT_LEAST_1),
     ("*.threads", OR_NULL),

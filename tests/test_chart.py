@@ -182,6 +182,48 @@ def test_a_prometheus_that_is_away_does_not_mean_zero_agents():
     assert spec["fallback"]["behavior"] == "currentReplicas"
 
 
+def bounds(*options):
+    spec = find(template(*options), "HorizontalPodAutoscaler", "agent")["spec"]
+    return spec["minReplicas"], spec["maxReplicas"]
+
+
+def test_an_autoscaler_leaves_as_many_agents_as_were_asked_for():
+    assert bounds() == (2, 4)
+    assert bounds("--set", "agent.replicaCount=3") == (3, 4)
+    assert bounds("--set", "agent.replicaCount=null") == (1, 4)
+    assert bounds("--set", "agent.replicaCount=3,agent.autoscaling.minReplicas=1") == (1, 4)
+
+
+def test_replay_outlasts_agents_that_end_with_it():
+    manifests = template("--set", "agent.terminationGracePeriodSeconds=90")
+    replay, agent = (pod_of(find(manifests, "Deployment", n)) for n in ("replay", "agent"))
+    (server,) = replay["containers"]
+    assert server["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "10"]
+    words = agent["containers"][0]["args"]
+    assert words[words.index("--grace") + 1] == "90" == str(agent["terminationGracePeriodSeconds"])
+    (server,) = pod_of(
+        find(template("--set", "replay.lingerSeconds=0"), "Deployment", "replay")
+    )["containers"]
+    assert "lifecycle" not in server
+
+
+@pytest.mark.parametrize(
+    ("values", "signature"),
+    [
+        ("network.server=tensorflow-serving,network.xla.cpu=true", "search_xla"),
+        ("network.gpu.enabled=true,network.xla.gpu=true", "search_xla"),
+        ("network.gpu.enabled=true,network.xla.cpu=true", "search"),
+        ("network.server=tensorflow-serving", "search"),
+        ("network.xla.cpu=true", "search"),
+    ],
+)
+def test_a_stock_server_with_xla_is_asked_for_the_compiled_search(values, signature):
+    manifests = template("--set", values)
+    for name in ("agent", "evaluator"):
+        words = pod_of(find(manifests, "Deployment", name))["containers"][0]["args"]
+        assert words[words.index("--search-signature") + 1] == signature
+
+
 def test_single_writers_are_replaced_and_never_doubled():
     manifests = template()
     for name in ("replay", "trainer"):
@@ -206,6 +248,27 @@ def test_servers_that_mount_a_volume_of_one_node_are_on_the_trainer_s():
     for freed in ("models.persistence.accessModes={ReadWriteMany}", "trainer.replicaCount=0"):
         pods = find(template("--set", freed), "StatefulSet", "network")["spec"]["template"]["spec"]
         assert "affinity" not in pods
+
+
+def test_an_affinity_of_one_s_own_leaves_the_chart_s(tmp_path):
+    rule = "requiredDuringSchedulingIgnoredDuringExecution"
+    term = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}}
+    affinity = {"podAffinity": {rule: [term]}, "nodeAffinity": {rule: {"nodeSelectorTerms": []}}}
+    (tmp_path / "values.yaml").write_text(json.dumps({"network": {"affinity": affinity}}))
+    pod = pod_of(find(with_values(tmp_path / "values.yaml"), "StatefulSet", "network"))
+    given, own = pod["affinity"]["podAffinity"][rule]
+    assert given == term
+    assert own["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == "trainer"
+    assert pod["affinity"]["nodeAffinity"] == affinity["nodeAffinity"]
+
+
+def test_tensorboard_is_beside_the_trainer_if_there_is_one():
+    def pod(*options):
+        manifests = template("--set", "tensorboard.enabled=true", *options)
+        return pod_of(find(manifests, "Deployment", "tensorboard"))
+
+    assert "podAffinity" in pod()["affinity"]
+    assert "affinity" not in pod("--set", "trainer.replicaCount=0")
 
 
 def test_models_that_are_pulled_need_no_volume_but_the_trainer_s():
@@ -325,7 +388,21 @@ def test_prometheus_gets_the_rules_and_grafana_the_dashboards_as_they_are():
     dashboards = {p.name: p for p in (CHARTS / "dashboards").glob("*.json")}
     for path in dashboards.values():
         data = find(manifests, "ConfigMap", f"dashboard-{path.stem}")["data"]
-        assert json.loads(data[f"muprover-{path.name}"]) == json.loads(path.read_text())
+        given, own = json.loads(data[f"muprover-{path.name}"]), json.loads(path.read_text())
+        assert given.pop("title") == f"{own.pop('title')}, games/muprover"
+        assert given.pop("uid").startswith(own.pop("uid"))
+        assert given == own
+
+
+def test_dashboards_of_two_releases_are_not_each_other_s():
+    found = [
+        [json.loads(next(iter(m["data"].values()))) for m in template(release=release)
+         if "dashboard" in m["metadata"]["name"]]
+        for release in ("one", LONG, LONG + "c")
+    ]
+    for key in ("uid", "title"):
+        assert len({dashboard[key] for ds in found for dashboard in ds}) == 12
+    assert all(len(dashboard["uid"]) <= 40 for ds in found for dashboard in ds)
 
 
 def network_policies(manifests):
@@ -372,6 +449,49 @@ def test_metrics_can_be_kept_to_one_namespace():
         ["namespaceSelector", "podSelector"],
         ["ipBlock"],
     ]
+
+
+def test_metrics_can_be_kept_to_addresses_or_to_pods_of_the_namespace():
+    for given, peers in (
+        ("cidrs={10.0.0.1/32}", [{"ipBlock": {"cidr": "10.0.0.1/32"}}]),
+        ("podSelector.matchLabels.a=b", [{"podSelector": {"matchLabels": {"a": "b"}}}]),
+    ):
+        options = f"networkPolicy.metrics.allowAll=false,networkPolicy.metrics.{given}"
+        policy = find(template("--set", options), "NetworkPolicy", "trainer")
+        (rule,) = policy["spec"]["ingress"]
+        assert rule["from"] == peers
+
+
+def test_the_curves_are_for_clients_of_the_release():
+    for allowed, peers in (("false", 1), ("true", 0)):
+        options = f"tensorboard.enabled=true,networkPolicy.allowExternal={allowed}"
+        policy = find(template("--set", options), "NetworkPolicy", "tensorboard")
+        (rule,) = policy["spec"]["ingress"]
+        assert len(rule.get("from", [])) == peers
+
+
+@pytest.mark.parametrize(
+    "more", ["network.mode=shared", "network.mode=sidecar", "models.transfer=grpc"]
+)
+@pytest.mark.parametrize("server", ["embedded", "tensorflow-serving"])
+def test_every_place_that_is_scraped_is_a_port_that_is_open(server, more):
+    options = f"metrics.serviceMonitor.enabled=true,network.server={server},{more}"
+    manifests = template("--set", options)
+    ports = {p["name"]: p["port"] for p in find(manifests, "Service", "metrics")["spec"]["ports"]}
+    monitor = find(manifests, "ServiceMonitor", "metrics")["spec"]["endpoints"]
+    assert {endpoint["port"] for endpoint in monitor} == set(ports)
+    named = {
+        (m["metadata"]["name"], p["containerPort"])
+        for m in manifests
+        if m["kind"] in ("Deployment", "StatefulSet")
+        for c in containers([m])
+        for p in c.get("ports", [])
+        if p["name"].endswith("metrics")
+    }
+    assert {number for _, number in named} == set(ports.values())
+    for name, number in named:
+        rules = find(manifests, "NetworkPolicy", name.removeprefix("muprover-"))["spec"]["ingress"]
+        assert number in [p["port"] for rule in rules if "from" not in rule for p in rule["ports"]]
 
 
 def test_a_pod_of_the_common_values_is_the_component_s_where_that_says_otherwise():

@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from google.protobuf import text_format
@@ -25,6 +28,7 @@ from muprover.components import NUM_SERVED
 from muprover.config import Config
 from muprover.game import game_names, load_game
 from muprover.layers import load_settings
+from muprover.replay.layout import row_columns
 from muprover.serving_config import (
     GPU_IMAGE,
     IMAGE,
@@ -89,8 +93,12 @@ def test_a_typo_is_refused_by_the_schema(setting, about):
         ("network.batching.allowedBatchSizes={32,16}", "must increase"),
         ("trainer.keepExports=5", "at least network.keepVersions + 2 = 6"),
         ("network.mode=sidecar,network.gpu.enabled=true", "give each agent a GPU"),
-        ("agent.autoscaling.minReplicas=20", "above maxReplicas 10"),
-        ("agent.autoscaling.minReplicas=0", "only external and keda scale to 0"),
+        ("agent.autoscaling.minReplicas=20", "at least 20 agents"),
+        ("agent.replicaCount=7", "above maxReplicas 4"),
+        ("network.autoscaling.minReplicas=5", "minReplicas 5 is above maxReplicas 4"),
+        ("agent.autoscaling.minReplicas=0", "only keda takes 0"),
+        ("agent.autoscaling.type=external,agent.autoscaling.minReplicas=0", "only keda takes 0"),
+        ("networkPolicy.metrics.allowAll=false", "names nobody who may read metrics"),
         ("agent.autoscaling.type=external,metrics.enabled=false", "needs metrics.enabled"),
         ("metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true", "twice"),
         ("tensorboard.enabled=true,trainer.checkpoint.persistence.enabled=false", "needs trainer"),
@@ -106,6 +114,8 @@ def test_values_that_contradict_each_other_are_refused_in_words(settings, about)
         "global.anything=1",
         "game=my_package.my_game",
         "agent.replicaCount=null",
+        "agent.replicaCount=7,agent.autoscaling.type=none",
+        "networkPolicy.metrics.allowAll=false,networkPolicy.enabled=false",
         "network.threads=null",
         "config.network.type=resnet,config.network.num_channels=16",
         "config.evaluation.goal.at_least=0.9",
@@ -213,11 +223,40 @@ def test_every_value_is_explained_or_explains_itself():
     assert about["agent.replicaCount"].startswith("A number, or null")
 
 
-def test_notes_say_how_to_scale_and_what_is_missing():
+def notes_of(*options):
     command = ("install", "muprover", str(CHARTS), "--dry-run=client", "--kubeconfig", "/dev/null")
-    result = run_helm(*command, "--set", "agent.autoscaling.type=none")
+    result = run_helm(*command, *options)
     assert result.returncode == 0, result.stderr
-    notes = result.stdout.partition("NOTES:")[2]
+    return result.stdout.partition("NOTES:")[2]
+
+
+def test_notes_warn_of_more_positions_than_replay_has_memory_for():
+    warning = "replay takes up to"
+    assert warning not in notes_of()
+    assert warning not in notes_of("--set", "config.replay.max_size=3000000")
+    notes = notes_of("--set", "config.replay.max_size=4000000")
+    assert f"{warning} {2 * 148 * 4_000_000 // 2**20} MiB" in notes
+    more = "replay.resources.limits.memory=1.5G"
+    assert warning not in notes_of("--set", f"config.replay.max_size=4000000,{more}")
+
+
+def test_the_chart_knows_how_large_positions_are():
+    text = (CHARTS / "templates" / "_helpers.tpl").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if "$bytes := dict" in line]
+    known = {name: int(size) for name, size in re.findall(r'"(\w+)" (\d+)', line)}
+    starts = 3 * 8  # bytes of a position to sample
+    assert known == {
+        name: starts
+        + sum(
+            math.prod(shape) * np.dtype(kind).itemsize
+            for shape, kind in row_columns(load_game(name).config).values()
+        )
+        for name in game_names()
+    }
+
+
+def test_notes_say_how_to_scale_and_what_is_missing():
+    notes = notes_of("--set", "agent.autoscaling.type=none")
     assert "scale deploy/muprover-agent --replicas=N" in notes
     assert "agent.replicaCount=null" in notes
     assert "can be mounted on one node only" in notes

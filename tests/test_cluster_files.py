@@ -165,6 +165,23 @@ def test_a_game_s_file_begins_a_run_of_its_own(api, tmp_path, capsys):
     assert f"--set-file games.guess={file} --set game=guess" in said
 
 
+def test_what_pulls_versions_for_a_stock_server_pulls_those_of_the_new_run(api, tmp_path):
+    server = api.objects["statefulsets"]["r-muprover-network"]["spec"]["template"]["spec"]
+    words = ["pull", "--source", "dns:///r-muprover-trainer:50004", "--saved-models"]
+    server["initContainers"] = [
+        {"name": "other", "args": ["--logdir", "/elsewhere"]},
+        {"name": "pull", "args": [*words, "/models/r-tictactoe"]},
+    ]
+    file = tmp_path / "guess.py"
+    file.write_text(GAME)
+    assert muprover(api, "game", str(file)) == 0
+    server = api.objects["statefulsets"]["r-muprover-network"]["spec"]["template"]["spec"]
+    assert server["initContainers"] == [
+        {"name": "other", "args": ["--logdir", "/elsewhere"]},
+        {"name": "pull", "args": [*words, "/models/r-guess"]},
+    ]
+
+
 def test_a_new_file_of_the_same_game_goes_on_with_its_run(api, tmp_path, capsys):
     file = tmp_path / "guess.py"
     file.write_text(GAME)
@@ -183,6 +200,8 @@ def test_a_new_file_of_the_same_game_goes_on_with_its_run(api, tmp_path, capsys)
         ("guess.py", "x = 1\n", "has no make_config()"),
         ("guess.py", "import nothing_of_this_name\n", "No module named"),
         ("my game.py", GAME, "letters, digits"),
+        ("MyGame.py", GAME, "small letters, digits and _, a letter first, like my_game.py"),
+        ("my-game.py", GAME, "small letters"),
         ("guess.txt", GAME, "no Python file"),
         ("guess.py", GAME + "#" * 1_000_000, "900,000 bytes"),
     ],

@@ -2,6 +2,7 @@
 the compose file."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -35,6 +36,27 @@ def test_the_adapter_offers_the_metric_that_the_autoscaler_asks_for():
     recorded = rule["seriesQuery"].partition("{")[0]
     rules = yaml.safe_load((CHARTS / "files" / "rules" / "recording.yaml").read_text())
     assert recorded in [r.get("record") for g in rules["groups"] for r in g["rules"]]
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+def test_the_scrape_job_is_one_that_prometheus_takes():
+    command = ["promtool", "check", "config", "--syntax-only", str(K8S / "prometheus-scrape.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_scrape_job_gives_the_labels_of_the_operator_s():
+    (job,) = yaml.safe_load((K8S / "prometheus-scrape.yaml").read_text())["scrape_configs"]
+    given = {rule.get("target_label"): rule["source_labels"] for rule in job["relabel_configs"]}
+    monitor = find(template("--set", "metrics.podMonitor.enabled=true"), "PodMonitor", "metrics")
+    for rule in monitor["spec"]["podMetricsEndpoints"][0]["relabelings"]:
+        assert given[rule["targetLabel"]] == rule["sourceLabels"]
+    assert {"namespace", "pod", "__metrics_path__"} <= set(given)
+
+
+def test_the_role_is_valid():
+    for manifest in yaml.safe_load_all((K8S / "role.yaml").read_text()):
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
 
 
 def test_plain_manifests_are_objects_of_one_namespace():

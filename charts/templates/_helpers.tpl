@@ -133,6 +133,30 @@ replicas: {{ .count | int }}
 {{- end -}}
 {{- end }}
 
+{{/* The agents that an autoscaler always leaves. */}}
+{{- define "muprover.minAgents" -}}
+{{- $scaling := .Values.agent.autoscaling -}}
+{{- if kindIs "invalid" $scaling.minReplicas -}}
+{{- max 1 (default 1 .Values.agent.replicaCount | int) -}}
+{{- else -}}
+{{- $scaling.minReplicas | int -}}
+{{- end -}}
+{{- end }}
+
+{{/* The bytes of positions in the replay server, if they are more than its limit of memory. They are
+     counted twice, as they are copied while their room grows. Of games of one's own, nothing is known. */}}
+{{- define "muprover.replayBytes" -}}
+{{- $bytes := dict "cartpole" 64 "connect_four" 404 "random_tictactoe" 148 "tictactoe" 148 -}}
+{{- $size := dig "replay" "max_size" 0 .Values.config | int64 -}}
+{{- $most := mul 2 $size (get $bytes .Values.game | default 0) -}}
+{{- $limit := dig "limits" "memory" "" .Values.replay.resources | toString -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $unit := regexFind "[A-Za-z]*$" $limit -}}
+{{- if and $limit (hasKey $units $unit) -}}
+{{- if gt (float64 $most) (mulf (trimSuffix $unit $limit | float64) (get $units $unit)) }}{{ $most }}{{ end -}}
+{{- end -}}
+{{- end }}
+
 {{/* The names of the claims. */}}
 {{- define "muprover.modelsClaim" -}}
 {{- default (printf "%s-models" (include "muprover.fullname" .)) .Values.models.persistence.existingClaim -}}

@@ -47,6 +47,15 @@ batching.config: |
 {{- if or $isStock .Values.network.batching.allowedBatchSizes }}true{{ end -}}
 {{- end }}
 
+{{/* Which search agents and the evaluator ask for: the stock server compiles one of its own name. */}}
+{{- define "muprover.searchArgs" -}}
+{{- $isStock := eq (include "muprover.networkServer" .) "tensorflow-serving" -}}
+{{- with .Values.network -}}
+- --search-signature
+- {{ ternary "search_xla" "search" (and $isStock (ternary .xla.gpu .xla.cpu .gpu.enabled)) }}
+{{- end -}}
+{{- end }}
+
 {{/* Call with (dict "root" $ "name" "network" "metricsName" NAME-OF-THE-PORT). */}}
 {{- define "muprover.network" -}}
 {{- $network := .root.Values.network -}}

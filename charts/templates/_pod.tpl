@@ -58,7 +58,7 @@ spec:
   tolerations:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- with merge $values.affinity (default dict .affinity) }}
+  {{- with include "muprover.affinity" (dict "given" $values.affinity "own" .affinity) | fromYaml }}
   affinity:
     {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -106,6 +106,18 @@ spec:
     {{- with $values.extraVolumes }}
     {{- tpl (toYaml .) $root | nindent 4 }}
     {{- end }}
+{{- end }}
+
+{{/* What is given, and the chart's own terms besides. */}}
+{{- define "muprover.affinity" -}}
+{{- $own := default dict .own -}}
+{{- $both := merge (deepCopy .given) (deepCopy $own) -}}
+{{- range $kind, $rules := $own -}}
+{{- range $rule, $terms := $rules -}}
+{{- $_ := set (index $both $kind) $rule (concat (dig $kind $rule list $.given) $terms) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $both -}}
 {{- end }}
 
 {{- define "muprover.container" -}}

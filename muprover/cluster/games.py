@@ -15,8 +15,10 @@ from muprover.cluster.release import COMPONENT, Release, Workload, option_of
 from muprover.config import SettingsError
 from muprover.game import Game, load_game
 
+PULLER = "pull"  # the container beside a stock server that brings it its versions
 FOLDER = PurePosixPath("/etc/muprover/games")  # in pods, as the chart has it
 MOST_BYTES = 900_000  # of a file; Kubernetes takes a little more
+NAME = r"[a-z][a-z0-9_]*"  # of games, as the chart's schema has it
 RUN_OPTIONS = ("--saved-models", "--logdir")  # their folders are named after the run
 RESTARTED = "muprover/restarted-at"
 
@@ -48,8 +50,11 @@ def checked(file: Path, settings: str = "") -> str:
     """
     if not file.is_file() or file.suffix != ".py":
         raise SettingsError(f"{file} is no Python file with a game")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", file.stem):
-        raise SettingsError(f"{file.name}: name it by letters, digits, _ and - alone")
+    if not re.fullmatch(NAME, file.stem):
+        raise SettingsError(
+            f"{file.name}: the chart takes names of small letters, digits and _, a letter first, "
+            "like my_game.py"
+        )
     text = file.read_text(encoding="utf-8")
     if len(text.encode()) > MOST_BYTES:
         raise SettingsError(f"{file} has more than {MOST_BYTES:,} bytes; build it into images")
@@ -120,20 +125,20 @@ def _point_network(cluster: Cluster, name: str, old_run: str, new_run: str) -> N
 def _restart(cluster: Cluster, workload: Workload, path: str, run: str, games: str) -> None:
     """Starts a component's pods anew, those with a game with the one at `path`."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    template: Object = {"metadata": {"annotations": {RESTARTED: now}}}
+    spec = workload.body["spec"]["template"]["spec"]
+    template: Object = {"metadata": {"annotations": {RESTARTED: now}}, "spec": {}}
+    for kind in ("initContainers", "containers"):
+        changed = [
+            {"name": container["name"], "args": renamed(container["args"], path, run)}
+            for container in spec.get(kind, [])
+            if container["name"] in (workload.component, PULLER) and "args" in container
+        ]
+        if changed:
+            template["spec"][kind] = changed
     if option_of(workload.words, "--game") is not None:
-        container = workload.body["spec"]["template"]["spec"]["containers"][0]
         mount = {"name": "games", "mountPath": str(FOLDER), "readOnly": True}
-        template["spec"] = {
-            "containers": [
-                {
-                    "name": container["name"],
-                    "args": renamed(container["args"], path, run),
-                    "volumeMounts": [mount],
-                }
-            ],
-            "volumes": [{"name": "games", "configMap": {"name": games}}],
-        }
+        template["spec"]["containers"][0]["volumeMounts"] = [mount]
+        template["spec"]["volumes"] = [{"name": "games", "configMap": {"name": games}}]
     apps = cluster.apps
     patch = {
         "Deployment": apps.patch_namespaced_deployment,
