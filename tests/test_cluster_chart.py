@@ -91,7 +91,7 @@ def test_every_pod_is_asked_where_the_chart_lets_it_answer(
     shown = capsys.readouterr().out
     assert "does not answer" not in shown
     assert "serves 3, 7" in shown
-    assert "agent 1/1 (autoscaled, 1 to 10)" in shown
+    assert "agent 1/1 (autoscaled, 2 to 4)" in shown
 
 
 def test_agents_are_scaled_where_the_chart_leaves_it_to_people(api, tmp_path):
@@ -100,7 +100,18 @@ def test_agents_are_scaled_where_the_chart_leaves_it_to_people(api, tmp_path):
     assert api.patches == [("deployments", "r-muprover-agent", {"spec": {"replicas": 3}})]
 
 
-@pytest.mark.parametrize("options", [[], ["--set", "games.other=x=1"]])
+PULLED = "models.transfer=grpc,network.server=tensorflow-serving"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--set", "games.other=x=1"],
+        ["--set", PULLED],
+        ["--set", f"{PULLED},network.mode=sidecar"],
+    ],
+)
 def test_a_game_comes_in_as_helm_would_bring_it_in(api, tmp_path, options):
     """But for checksums, by which helm restarts pods."""
     file = tmp_path / "guess.py"
