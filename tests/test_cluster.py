@@ -74,6 +74,23 @@ def test_rates_are_of_two_looks_and_of_all_pods(api, capsys):
     assert status.rate("muprover_agent_games_total") is None
 
 
+@pytest.mark.parametrize(("moves_at", "looks"), [(2, 2), (4, 4), (99, 6)])
+def test_status_looks_on_while_no_agent_moves(api, capsys, moves_at, looks):
+    class Slow(dict):
+        looks = 0
+
+        def get(self, key, default=None):
+            if key == ("r-muprover-agent-0:9090", "metrics"):
+                self.looks += 1
+                return f"muprover_agent_moves_total {100 if self.looks >= moves_at else 7}\n"
+            return super().get(key, default)
+
+    api.answers = Slow(api.answers)
+    assert muprover(api, "status", "--seconds", "0.05") == 0
+    assert api.answers.looks == looks
+    assert "(speeds are of the last " in capsys.readouterr().out
+
+
 def test_status_says_which_pod_is_unwell(api, capsys):
     pod = api.objects["pods"]["r-muprover-trainer-0"]
     pod["status"]["conditions"] = []

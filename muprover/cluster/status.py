@@ -21,6 +21,7 @@ from muprover.evaluation.report import METRICS
 from muprover.progress import clock, describe_evaluation
 from muprover.runfolder import MODEL_NAME
 
+MOST_LOOKS = 5
 ANSWER_SECONDS = (5.0, 5.0)  # that a pod has
 Labels = frozenset[tuple[str, str]]
 
@@ -44,15 +45,22 @@ class Scrape:
 
 
 class Status:
-    """Two looks at all pods of a release, some seconds apart."""
+    """Two looks at all pods of a release, some seconds apart; more if no agent has moved meanwhile,
+    as a search may take longer."""
 
     def __init__(self, release: Release, seconds: float) -> None:
         self.release = release
         pods = release.pods()
+        start = time.monotonic()
         with ThreadPoolExecutor(MANY) as threads:
             self._before = list(threads.map(lambda pod: scrape(release, pod), pods))
-            time.sleep(seconds)  # rates are of this time
-            self._now = list(threads.map(lambda pod: scrape(release, pod), pods))
+            for _ in range(MOST_LOOKS):
+                time.sleep(seconds)
+                self._now = list(threads.map(lambda pod: scrape(release, pod), pods))
+                if self.rate("muprover_agent_moves_total") != 0:
+                    break
+        self.seconds = time.monotonic() - start
+        """That rates are of."""
 
     @property
     def game(self) -> str:
@@ -156,6 +164,7 @@ class Status:
                 }
                 for scrape in self._now
             ],
+            "seconds": round(self.seconds, 1),
             **self.figures,
         }
 
@@ -270,6 +279,7 @@ def describe(status: Status) -> str:
             *table(rows),
             "",
             *table([[f"{name}:", figure] for name, figure in _told(figures)]),
+            f"(speeds are of the last {status.seconds:.0f} s)",
         ]
     )
 

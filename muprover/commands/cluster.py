@@ -78,14 +78,15 @@ def _add_status(actions: Any) -> None:
         "status",
         status,
         "show pods, versions served, speeds, and what has been reached",
-        "Asks every pod for its metrics, twice, and shows what they say.",
+        "Asks every pod for its metrics, some seconds apart, and shows what they say.",
     )
     command.add(
         "--seconds",
         type=positive,
         default=3.0,
         metavar="S",
-        help="between the two looks, over which speeds are measured (default: %(default)g)",
+        help="between two looks, over which speeds are measured; it looks on, up to five times as "
+        "long, while no agent has made a move (default: %(default)g)",
     )
     command.add("--json", action="store_true", help="answer in JSON")
     _where(command)
