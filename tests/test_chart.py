@@ -147,7 +147,7 @@ def test_two_releases_in_a_namespace_share_nothing(releases):
 
 @pytest.mark.parametrize("kind", ["cpu", "external", "keda"])
 def test_an_autoscaler_has_the_agents_count_for_itself(kind):
-    manifests = template("--set", f"agent.autoscaling.type={kind},agent.replicaCount=7")
+    manifests = template("--set", f"agent.autoscaling.type={kind},agent.replicaCount=3")
     assert "replicas" not in find(manifests, "Deployment", "agent")["spec"]
     scaler = find(
         manifests, "ScaledObject" if kind == "keda" else "HorizontalPodAutoscaler", "agent"
@@ -201,9 +201,9 @@ def test_replay_outlasts_agents_that_end_with_it():
     assert server["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "10"]
     words = agent["containers"][0]["args"]
     assert words[words.index("--grace") + 1] == "90" == str(agent["terminationGracePeriodSeconds"])
-    (server,) = pod_of(
-        find(template("--set", "replay.lingerSeconds=0"), "Deployment", "replay")
-    )["containers"]
+    (server,) = pod_of(find(template("--set", "replay.lingerSeconds=0"), "Deployment", "replay"))[
+        "containers"
+    ]
     assert "lifecycle" not in server
 
 
@@ -396,8 +396,11 @@ def test_prometheus_gets_the_rules_and_grafana_the_dashboards_as_they_are():
 
 def test_dashboards_of_two_releases_are_not_each_other_s():
     found = [
-        [json.loads(next(iter(m["data"].values()))) for m in template(release=release)
-         if "dashboard" in m["metadata"]["name"]]
+        [
+            json.loads(next(iter(m["data"].values())))
+            for m in template(release=release)
+            if "dashboard" in m["metadata"]["name"]
+        ]
         for release in ("one", LONG, LONG + "c")
     ]
     for key in ("uid", "title"):

@@ -39,8 +39,12 @@ def test_the_adapter_offers_the_metric_that_the_autoscaler_asks_for():
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
-def test_the_scrape_job_is_one_that_prometheus_takes():
-    command = ["promtool", "check", "config", "--syntax-only", str(K8S / "prometheus-scrape.yaml")]
+def test_the_scrape_job_is_one_that_prometheus_takes(tmp_path):
+    """But for its discovery, which Debian's Prometheus is built without."""
+    config = yaml.safe_load((K8S / "prometheus-scrape.yaml").read_text())
+    assert config["scrape_configs"][0].pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = ["promtool", "check", "config", "--syntax-only", str(tmp_path / "config.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
