@@ -46,8 +46,9 @@ bench: $(TEST_READY)  ## Measure search, serving, self-play, replay and training
 proof: $(RUN_READY)  ## Train GAME to its goal with each of SEEDS seeds, and report every run.
 	@$(BIN)/python tests/benchmarks/proof.py --game $(GAME) --seeds $(SEEDS) $(ARGS)
 
-hosts-proof: $(RUN_READY)  ## Train on three hosts (network namespaces, sshd), as README says.
+hosts-proof: $(RUN_READY)  ## Train on three hosts (network namespaces, sshd), as docs/hosts.md says.
 	@$(BIN)/python tests/benchmarks/three_hosts.py $(ARGS)
+
 fuzz: $(TEST_READY)  ## Feed a million messages of garbage to every RPC and file (minutes).
 	@$(BIN)/python tests/fuzz $(ARGS)
 

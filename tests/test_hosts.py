@@ -1,6 +1,7 @@
 """hosts.config, and what is said before anything is started on the hosts that it names."""
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -9,10 +10,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from benchmarks import three_hosts
 from trial_locks import OTHER_TOKEN, TOKEN, certificates, part_of, token_file
 
 import muprover.supervisor as supervision
-from muprover.cli import main
+from muprover.cli import main, parse
 from muprover.components import Layout, free_ports
 from muprover.config import SettingsError
 from muprover.hosts import checks
@@ -62,6 +64,19 @@ def test_hosts_are_asked_for_the_servers_that_their_components_call():
     assert one.is_one_host
     assert one.partners("localhost") == []
     assert "models" not in one.servers("localhost")
+
+
+def test_what_the_page_shows_can_be_done_word_for_word():
+    """`make hosts-proof` does so, with real hosts."""
+    text, commands = three_hosts.read_page()
+    hosts = parse_hosts(text, "docs/hosts.md")
+    assert set(hosts.names) == set(three_hosts.HOSTS)
+    assert hosts.has("evaluator")
+    assert set(commands) == {"up", "status", "logs", "down"}
+    for command in commands.values():
+        args = parse(shlex.split(command)[1:])
+        if command == commands["up"]:
+            assert None not in (args.game, args.dir, args.models, args.name)
 
 
 def test_every_wrong_line_is_named_with_what_is_wrong():

@@ -1,4 +1,4 @@
-"""README's `muprover up`, word for word, on three hosts to the proof; then the same on one host.
+"""`muprover up` of docs/hosts.md, word for word, on three hosts to the proof; then one host alone.
 
     python tests/benchmarks/three_hosts.py [--one-host SECONDS] [--time-limit MINUTES]
 
@@ -29,7 +29,8 @@ from typing import Any
 from muprover.runfolder import RunFolder, machine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-HOSTS = ("alpha", "beta", "gamma")  # as README calls them
+PAGE = REPOSITORY / "docs" / "hosts.md"
+HOSTS = ("alpha", "beta", "gamma")  # as the page calls them
 NETWORK = "10.213.7"
 BRIDGE = "muprover0"
 SSHD = "/usr/sbin/sshd"
@@ -78,7 +79,7 @@ def parse() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="PATH=VALUE",
-        help="settings besides what README says, to try the hosts without a proof",
+        help="settings besides what the page says, to try the hosts without a proof",
     )
     return parser.parse_args()
 
@@ -211,9 +212,9 @@ def user_environment(work: Path, addresses: dict[str, str]) -> dict[str, str]:
     }
 
 
-def readme() -> tuple[str, dict[str, str]]:
-    """The hosts.config and the commands that README shows, these by their second word."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def read_page() -> tuple[str, dict[str, str]]:
+    """The hosts.config and the commands that the page shows, these by their second word."""
+    text = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     hosts = next(block for block in blocks if "\nreplay" in block and "alpha:" in block)
     commands = next(block for block in blocks if "muprover up -g" in block)
@@ -224,8 +225,8 @@ def readme() -> tuple[str, dict[str, str]]:
 def prove(
     work: Path, environment: dict[str, str], minutes: float, settings: list[str]
 ) -> dict[str, Any] | None:
-    """Does what README says, shows it, and answers when the proof was there; None: it was not."""
-    hosts, commands = readme()
+    """Does what the page says, shows it, and answers when the proof was there; None: it was not."""
+    hosts, commands = read_page()
     (work / "hosts.config").write_text(hosts)
     print(hosts, flush=True)
 
