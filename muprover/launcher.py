@@ -8,8 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -23,12 +22,14 @@ from muprover.game import Game, load_game
 from muprover.logs import configure_logging
 from muprover.progress import Display, Monitor, Snapshot, describe_evaluation, make_display
 from muprover.runfolder import RunFolder, machine, new_folder
+from muprover.signals import on_signals
 from muprover.supervisor import Component, ComponentError, Supervisor
 
 TICK_SECONDS = 0.1
 SNAPSHOT_SECONDS = 1.0
 RESULT_SECONDS = 10.0  # what a launcher that is killed may lose of the time it has counted
 LAST_EVALUATION_SECONDS = 120.0  # allowed for, once the trainer has made its last step
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal is closed
 
 
 class Status(IntEnum):
@@ -146,14 +147,14 @@ class Session:
         self.supervisor.components = self.make_components()
         self.started = time.monotonic()
         try:
-            with on_signals(stop.set):
+            with on_signals(dict.fromkeys(ENDING, stop.set)):
                 self.supervisor.start(lock)
                 self._watch(stop)
         except ComponentError as error:
             self.ended_by = "a component failed"
             print(f"muprover: {error}", file=sys.stderr)
         finally:
-            with on_signals(self.supervisor.kill):
+            with on_signals(dict.fromkeys(ENDING, self.supervisor.kill)):
                 self.write_result()
                 self._end()
         if stop.is_set():
@@ -274,18 +275,6 @@ class Session:
             self.folder.write_result(self.result)
         except OSError as error:  # a full disk may have room again before the run ends
             self.supervisor.tell(f"result.json is not up to date: {error.strerror}")
-
-
-@contextmanager
-def on_signals(act: Any) -> Iterator[None]:
-    """Calls `act` at SIGINT, SIGTERM and when the terminal is closed."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, lambda *_: act()) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def installed(command: str) -> str:

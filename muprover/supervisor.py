@@ -23,7 +23,7 @@ CRASHES = 5  # in a row, each soon after its start, and a component is given up
 SOON_SECONDS = 120.0  # for one that ends by itself: TensorFlow alone may take half a minute
 SOON_KILLED_SECONDS = 20.0  # for one that is killed
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # s before a component is started again
-PAUSE_GROWTH = 4
+PAUSE_GROWTH, MOST_GROWTHS = 4, 10
 STANDBY_SECONDS = 15.0  # of work, before a standby is started: to get ready takes all cores
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -184,7 +184,8 @@ class Supervisor:
                 f"{component.name} ended with {how}, {component.crashes} time(s) in a row; "
                 f"the last of {component.log}:\n{component.tail()}"
             )
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * PAUSE_GROWTH ** (component.crashes - 1))
+        growths = min(component.crashes - 1, MOST_GROWTHS)
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * PAUSE_GROWTH**growths)
         component.process = None
         component.restart_at = time.monotonic()
         if component.is_backed:

@@ -109,6 +109,33 @@ def test_a_component_that_always_crashes_is_given_up_with_its_log(script, monkey
         check_for_ever()
 
 
+def test_a_component_that_crashes_for_ever_is_tried_for_ever(script):
+    supervisor = Supervisor([script("broken", "import sys; sys.exit(1)")], gives_up=False)
+    told: list[str] = []
+    supervisor.tell = told.append
+    supervisor.start()
+    (component,) = supervisor.components
+    component.crashes = 10_000
+    component.process.wait()
+    supervisor.check()
+    assert told == ["broken ended with status 1; starting it again in 10.0 s"]
+
+
+def test_a_signal_may_arrive_while_a_lock_is_held_that_is_needed_then(tmp_path):
+    """As when it interrupts `Event.wait`, which holds the event's lock at its begin and its end."""
+    code = (
+        "import signal, threading\n"
+        "from muprover.signals import on_signals\n"
+        "stop = threading.Event()\n"
+        "with on_signals({signal.SIGTERM: stop.set}):\n"
+        "    with stop._cond:\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    assert stop.wait(30)\n"
+        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_a_wrongly_used_component_is_not_tried_again(script):
     supervisor = Supervisor([script("wrong", "import sys; sys.exit(2)")])
     supervisor.start()

@@ -21,6 +21,7 @@ from muprover.hosts.orders import from_tree
 from muprover.hosts.place import Place, Tree, read_tree, write_tree
 from muprover.logs import configure_logging
 from muprover.progress import EvaluationLog
+from muprover.signals import on_signals
 from muprover.supervisor import Component, Supervisor, end_with_parent
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 STATE_SECONDS = 1.0  # between two writes, if nothing has happened
 PAUSE_SECONDS = 1.0  # before another supervisor is started
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDING = (signal.SIGTERM, signal.SIGINT)
+WAITED_FOR = (*ENDING, signal.SIGHUP, signal.SIGCHLD)
 SOON_SECONDS = 60.0  # one that fails so soon would fail again
 
 
@@ -125,18 +127,20 @@ class Daemon:
 
 
 class Keeper:
-    """Starts a supervisor, and another one when it is killed."""
+    """Starts a supervisor, and another one when it is killed.
+
+    It takes signals one after the other, when it is ready for them: none is lost, and none is sent
+    to a child that is not there.
+    """
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._child = 0
         self._is_ending = False
 
     def run(self) -> int:
         """Until the supervisor ends by itself; answers its status."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
         with self._place.hold() as lock:
-            for number in SIGNALS:
-                signal.signal(number, self._pass_on)
             while True:
                 began = time.monotonic()
                 status = self._supervise(lock)
@@ -144,38 +148,34 @@ class Keeper:
                 if status == 0 or self._is_ending or (status > 0 and soon):
                     return max(0, status)
                 log.error("the supervisor ended with %d; starting another", status)
-                time.sleep(PAUSE_SECONDS)
+                if signal.sigtimedwait(ENDING, PAUSE_SECONDS):
+                    return 0
 
     def _supervise(self, lock: int) -> int:
         """Runs one in a child process; answers its status, below 0 for a signal."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # till both know what to do with them
-        self._child = os.fork()
-        if self._child == 0:
+        child = os.fork()
+        if child == 0:
             os._exit(supervise(self._place, lock))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        _, status = os.waitpid(self._child, 0)
-        return os.waitstatus_to_exitcode(status)
-
-    def _pass_on(self, number: int, _: Any) -> None:
-        self._is_ending |= number != signal.SIGHUP
-        with suppress(ProcessLookupError):
-            os.kill(self._child, number)
+        while True:
+            number = signal.sigwait(WAITED_FOR)
+            if number != signal.SIGCHLD:
+                self._is_ending |= number in ENDING
+                os.kill(child, number)  # which has not been waited for: it is still this one
+                continue
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
 
 
 def supervise(place: Place, lock: int) -> int:
     """The child's part."""
     try:
         daemon = Daemon(place)
-        events = {
-            signal.SIGTERM: daemon.stop,
-            signal.SIGINT: daemon.stop,
-            signal.SIGHUP: daemon.reload,
-        }
-        for number, event in events.items():
-            signal.signal(number, lambda *_, event=event: event.set())
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        end_with_parent(os.getppid())
-        daemon.run(lock)
+        acts = dict.fromkeys(ENDING, daemon.stop.set) | {signal.SIGHUP: daemon.reload.set}
+        with on_signals(acts):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, WAITED_FOR)
+            end_with_parent(os.getppid())
+            daemon.run(lock)
     except BaseException:
         log.exception("the supervisor fails")
         return 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import signal
 import sys
 import threading
 import time
@@ -28,7 +27,7 @@ from muprover.services.health import HealthPort
 from muprover.services.models import ModelPort
 from muprover.services.remote_replay import RemoteReplayBuffer
 from muprover.services.server import start_metrics
-from muprover.services.waiting import Stopped
+from muprover.services.waiting import Stopped, stop_on_signals
 from muprover.standby import await_turn, is_standby
 from muprover.symmetries import Symmetries
 
@@ -76,9 +75,7 @@ def train(
     Exports a first version before it asks for data, so that self-play can begin. On `model_port`
     (0: a free one), network servers that share no disk with it pull its versions.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     tune(threads)
     sys.setswitchinterval(SWITCH_SECONDS)
     trainer = None
