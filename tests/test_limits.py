@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import itertools
 import logging
 import signal
 import socket
@@ -21,20 +23,39 @@ import pytest
 from bare_servers import bare_server
 from environment_servers import environment_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from model_sources import write_version
 from prometheus_client import REGISTRY
 from replay_games import ReplayThread, free_port, make_game, make_games
 
 from muprover.game import load_game
+from muprover.replay.commits import GroupCommit
+from muprover.replay.durable import Added
 from muprover.replay.waiting import Turns, WaitClock
 from muprover.replay.wire import game_to_proto
-from muprover.services import environment, limits, metrics_port, replay, server
+from muprover.services import (
+    environment,
+    health,
+    health_servicers,
+    limits,
+    metrics_port,
+    models,
+    replay,
+    server,
+)
 from muprover.services.client import ServiceError, open_channel
 from muprover.services.common import ALIVE, FEWER, SERVER_OPTIONS
 from muprover.services.environment import RemoteEnvironments
 from muprover.services.limits import Places, RequestError, allow_open_files
+from muprover.services.models import ModelPort
 from muprover.services.remote_replay import RemoteReplayBuffer
-from muprover.services.server import ThreadedServer, start_metrics
-from muprover.v1 import environment_pb2_grpc, replay_pb2, replay_pb2_grpc
+from muprover.services.server import Server, ThreadedServer, start_metrics
+from muprover.v1 import (
+    environment_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    replay_pb2,
+    replay_pb2_grpc,
+)
 
 EXHAUSTED, ABORTED = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED
 SERVED_SECONDS = 40.0  # in which a good client has its answer, on a machine that does much else
@@ -125,8 +146,8 @@ def test_more_streams_or_games_than_a_server_holds_are_refused(monkeypatch):
         assert play() < SERVED_SECONDS
 
 
-def _succeeds(call: Callable[[], Any]) -> bool:
-    with contextlib.suppress(ServiceError):
+def _succeeds(call: Callable[[], Any], failure: type[Exception] = ServiceError) -> bool:
+    with contextlib.suppress(failure):
         call()
         return True
     return False
@@ -177,6 +198,94 @@ def test_games_that_wait_for_the_disk_are_bounded(tmp_path, monkeypatch):
             stub.Add(replay_pb2.AddRequest(games=[game]), timeout=60)
         assert error.value.code() == EXHAUSTED
         assert "bytes of games that wait for the disk and at most 100" in error.value.details()
+
+
+def test_streams_of_samples_that_ask_for_nothing_hold_no_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "MAX_SAMPLE_STREAMS", 2)
+    monkeypatch.setattr(replay, "SAMPLE_SILENCE_SECONDS", 2.0)
+    with ReplayThread(tmp_path) as kept, open_channel(kept.address) as channel:
+        stub = replay_pb2_grpc.ReplayServiceStub(channel)
+        game = game_to_proto(make_game(kept.config, 10, np.random.default_rng(0)))
+        stub.Add(replay_pb2.AddRequest(games=[game]), timeout=60)
+        silent = Silent()
+        mute = [stub.Sample(silent) for _ in range(4)]
+        ask = [replay_pb2.SampleRequest(batch_size=4)]
+        assert len(list(stub.Sample(iter(ask), timeout=SERVED_SECONDS))) == 1
+
+        once = [stub.Sample(itertools.chain(ask, silent)) for _ in range(2)]  # then they pause
+        assert [next(call).weight.shape for call in once] == [[4], [4]]
+        with pytest.raises(grpc.RpcError) as error:
+            list(stub.Sample(iter(ask), timeout=SERVED_SECONDS))
+        assert "holds 2 streams of samples and at most 2" in error.value.details()
+        assert {call.code() for call in once} == {ABORTED}
+        assert len(list(stub.Sample(iter(ask), timeout=SERVED_SECONDS))) == 1
+        silent.end()
+        assert len(mute) == 4
+
+
+def test_a_trainer_that_works_longer_than_a_stream_may_be_silent_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "SAMPLE_SILENCE_SECONDS", 0.3)
+    with ReplayThread(tmp_path) as kept:
+        trainer = RemoteReplayBuffer(kept.address, kept.config, timeout=0.5)
+        with contextlib.closing(trainer):
+            trainer.add(make_games(kept.config, [20] * 4, np.random.default_rng(0)))
+            with contextlib.closing(trainer.sample(8, prefetch=1)) as batches:
+                for _ in range(3):
+                    assert len(next(batches).weight) == 8
+                    time.sleep(1.5)
+
+
+def test_games_of_a_restore_and_a_backup_are_few_at_a_time(tmp_path, monkeypatch):
+    """64 of them would be more than may wait for the disk."""
+    monkeypatch.setattr(replay, "BYTES_AT_ONCE", 2_000)
+    monkeypatch.setattr(replay, "MAX_WAITING_BYTES", 10_000)
+    with ReplayThread(tmp_path) as kept, contextlib.closing(
+        RemoteReplayBuffer(kept.address, kept.config)
+    ) as client:
+        games = make_games(kept.config, [10] * 60, np.random.default_rng(0))
+        messages = [game_to_proto(game) for game in games]
+        assert sum(message.ByteSize() for message in messages) > 2 * 10_000
+        assert client.restore(games) == (60, 0)
+        assert len(list(client.backup())) == 60
+        rest = iter(messages)
+        some = replay.next_games(rest)
+        assert 2_000 <= sum(game.ByteSize() for game in some) < 4_000
+        assert len(some) + len(list(rest)) == 60
+
+
+def test_games_whose_caller_has_gone_do_not_wait_for_a_disk_that_hangs():
+    class Disk:
+        """A replay whose first write takes until it is released."""
+
+        def __init__(self) -> None:
+            self.written: list[Any] = []
+            self.begun, self.released = threading.Event(), threading.Event()
+
+        def add(self, requests: Any) -> list[Added]:
+            self.begun.set()
+            self.released.wait(60)
+            self.written += requests
+            return [Added([], [], 0)] * len(requests)
+
+    async def on_change() -> None: ...
+
+    async def main() -> list[Any]:
+        disk = Disk()
+        commits = GroupCommit(disk, on_change)
+        writing = asyncio.create_task(commits.run())
+        first = asyncio.create_task(commits.add(["first"]))
+        await asyncio.to_thread(disk.begun.wait, 60)
+        leaving, staying = (asyncio.create_task(commits.add([n])) for n in ("second", "third"))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        disk.released.set()
+        await asyncio.gather(first, staying)
+        writing.cancel()
+        await commits.close()
+        return disk.written
+
+    assert asyncio.run(main()) == [["first"], ["third"]]
 
 
 @contextlib.contextmanager
@@ -282,6 +391,80 @@ def test_metrics_are_told_while_others_say_nothing(monkeypatch):
         connection.settimeout(60)
         assert connection.recv(1) == b""
         connection.close()
+
+
+def watchers(channel: grpc.Channel, count: int) -> list[Any]:
+    """That many, each of which has been told something."""
+    request = health_pb2.HealthCheckRequest(service=ALIVE)
+    calls = [health_pb2_grpc.HealthStub(channel).Watch(request) for _ in range(count)]
+    assert [next(call).status for call in calls] == [SERVING] * count
+    return calls
+
+
+def test_watchers_of_health_are_bounded(monkeypatch):
+    monkeypatch.setattr(health_servicers, "MAX_WATCHERS", 3)
+    with bare_server(lambda: Server([], 0, "localhost")) as port:
+        with open_channel(f"localhost:{port}") as channel:
+            calls = watchers(channel, 3)
+            with pytest.raises(grpc.RpcError) as error:
+                watchers(channel, 1)
+            assert error.value.code() == EXHAUSTED
+            assert "watchers of its health" in error.value.details()
+            calls[0].cancel()
+            until(lambda: _succeeds(lambda: watchers(channel, 1), grpc.RpcError))
+            for call in calls:
+                call.cancel()
+
+
+def test_calls_of_a_health_port_are_bounded(monkeypatch):
+    monkeypatch.setattr(health, "MAX_CALLS", 3)
+    with contextlib.closing(health.HealthPort(0, "localhost")) as served:
+        with open_channel(f"localhost:{served.port}") as channel:
+            calls = watchers(channel, 3)
+            with pytest.raises(grpc.RpcError) as error:
+                watchers(channel, 1)
+            assert error.value.code() == EXHAUSTED
+            for call in calls:
+                call.cancel()
+
+
+def test_reflection_ends_when_nobody_asks_anything(monkeypatch):
+    monkeypatch.setattr(limits, "FIRST_SECONDS", 1.0)
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    with bare_server(lambda: Server([], 0, "localhost")) as port:
+        with open_channel(f"localhost:{port}") as channel:
+            silent = Silent()
+            call = channel.stream_stream(path)(silent, timeout=SERVED_SECONDS)
+            assert call.code() == ABORTED
+            silent.end()
+            [services] = channel.stream_stream(path)(iter([b":\x01*"]), timeout=SERVED_SECONDS)
+            assert b"grpc.health.v1.Health" in services
+
+
+def test_who_does_not_read_a_version_does_not_fetch_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "READING_SECONDS", 1.0)
+    monkeypatch.setattr(models, "MAX_FETCHES", 2)
+    content = bytes(32 << 20)
+    write_version(tmp_path, 1, {"saved_model.pb": content})
+    with contextlib.closing(ModelPort(tmp_path, 0, "localhost")) as port:
+        with open_channel(f"localhost:{port.port}") as channel:
+            stub = models_pb2_grpc.ModelRepositoryServiceStub(channel)
+            request = models_pb2.FetchRequest(sha256=hashlib.sha256(content).digest())
+            until(lambda: _succeeds(lambda: next(stub.Fetch(request)), grpc.RpcError))
+            slow = [stub.Fetch(request) for _ in range(2)]
+
+            def fetched() -> int:
+                own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+                with grpc.insecure_channel(f"localhost:{port.port}", options=own) as other:
+                    fetch = models_pb2_grpc.ModelRepositoryServiceStub(other).Fetch
+                    return sum(len(piece.data) for piece in fetch(request, timeout=60))
+
+            for call in slow:
+                next(call)
+            with pytest.raises(grpc.RpcError, match="files that are being fetched"):
+                fetched()
+            until(lambda: _succeeds(fetched, grpc.RpcError))
+            assert fetched() == len(content)
 
 
 def test_a_thousand_who_wait_for_the_same_are_asked_once():

@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from muprover.replay.durable import Added, DurableReplay
 from muprover.replay.store import DiskError
@@ -20,13 +19,6 @@ FLUSH_SECONDS = 1.0  # between two writes of the counters while no games come in
 Games = Sequence[replay_pb2.GameHistory]
 
 
-class _Addition(NamedTuple):
-    """Games that wait for the next write."""
-
-    games: Games
-    done: asyncio.Future[Added]
-
-
 class GroupCommit:
     """Adds games to a `DurableReplay`: those that arrive during one write go with the next."""
 
@@ -35,16 +27,20 @@ class GroupCommit:
         self._replay = replay
         self._on_change = on_change
         self._disk = ThreadPoolExecutor(1, "disk")
-        self._pending: list[_Addition] = []
+        self._pending: dict[asyncio.Future[Added], Games] = {}  # that wait for the next write
         self._arrived = asyncio.Event()
 
     async def add(self, games: Games) -> Added:
         """Returns when the games are on the disk. Raises `ValueError` for games that cannot be
-        kept, `DiskError` if the disk refused them."""
-        addition = _Addition(games, asyncio.get_running_loop().create_future())
-        self._pending.append(addition)
+        kept, `DiskError` if the disk refused them. Those of a caller that goes before they are
+        written are forgotten."""
+        done: asyncio.Future[Added] = asyncio.get_running_loop().create_future()
+        self._pending[done] = games
         self._arrived.set()
-        return await addition.done
+        try:
+            return await done
+        finally:
+            self._pending.pop(done, None)
 
     async def run(self) -> None:
         """Writes what arrives, until cancelled."""
@@ -64,10 +60,10 @@ class GroupCommit:
 
     async def _write(self) -> None:
         self._arrived.clear()
-        additions, self._pending = self._pending, []
+        additions, self._pending = self._pending, {}
         if not additions:
             return
-        requests = [addition.games for addition in additions]
+        requests = list(additions.values())
         outcomes: Sequence[Added | Exception]
         try:
             loop = asyncio.get_running_loop()
@@ -75,13 +71,13 @@ class GroupCommit:
         except Exception as error:
             log.exception("games could not be added")
             outcomes = [error] * len(additions)
-        for addition, outcome in zip(additions, outcomes, strict=True):
-            if addition.done.done():  # its caller is gone
+        for done, outcome in zip(additions, outcomes, strict=True):
+            if done.done():  # its caller is gone
                 continue
             if isinstance(outcome, Added):
-                addition.done.set_result(outcome)
+                done.set_result(outcome)
             else:
-                addition.done.set_exception(outcome)
+                done.set_exception(outcome)
         await self._on_change()
 
     async def _flush(self) -> None:

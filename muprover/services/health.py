@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from muprover.services.common import ALIVE, SERVER_OPTIONS, PortError
+from muprover.services.common import ALIVE, MAX_CALLS, SERVER_OPTIONS, PortError
 from muprover.services.health_servicers import ThreadedHealth
 
 THREADS = 64
@@ -21,7 +21,9 @@ class HealthPort:
     otherwise, but for the entry `ALIVE`."""
 
     def __init__(self, port: int, host: str = "[::]") -> None:
-        self._server = grpc.server(ThreadPoolExecutor(THREADS), options=OPTIONS)
+        self._server = grpc.server(
+            ThreadPoolExecutor(THREADS), options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS
+        )
         self._health = ThreadedHealth()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:

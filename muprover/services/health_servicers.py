@@ -16,6 +16,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from muprover.services.limits import Places, being_read, in_words
+
 MAX_WATCHERS = 4096  # of the health of one server
 
 Status = health_pb2.HealthCheckResponse
@@ -28,6 +30,7 @@ class AsyncHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._statuses: dict[str, Any] = {}
         self._changed = asyncio.Event()  # another one for each change
         self._ended = False
+        self._watchers = Places(MAX_WATCHERS, "watchers of its health")
 
     async def Check(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         if request.service not in self._statuses:
@@ -35,12 +38,18 @@ class AsyncHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return Status(status=self._statuses[request.service])
 
     async def Watch(self, request: Any, context: grpc.aio.ServicerContext) -> None:
+        async with in_words(context):
+            with self._watchers.take():
+                await self._tell_changes(request, context)
+
+    async def _tell_changes(self, request: Any, context: grpc.aio.ServicerContext) -> None:
         told = None
         while True:
             changed, ended = self._changed, self._ended
             status = self._statuses.get(request.service, Status.SERVICE_UNKNOWN)
             if status != told:
-                await context.write(Status(status=status))
+                async with being_read(context):
+                    await context.write(Status(status=status))
             if ended:
                 return
             told = status

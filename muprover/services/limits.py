@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import resource
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -46,6 +46,22 @@ class Places:
         finally:
             self.taken -= number
 
+    @contextlib.contextmanager
+    def later(self) -> Iterator[Callable[[], None]]:
+        """Yields what takes one when it is first called; it is held until the `with` ends."""
+        held = 0
+
+        def take() -> None:
+            nonlocal held
+            if not held:
+                self.add(1)
+                held = 1
+
+        try:
+            yield take
+        finally:
+            self.taken -= held
+
     def add(self, number: int) -> None:
         """Takes more, which are to be taken off `taken` again."""
         if self.taken + number > self.most:
@@ -57,8 +73,11 @@ class Places:
         self.taken += number
 
 
-async def spoken(requests: AsyncIterator[Request]) -> AsyncIterator[Request]:
-    """The requests of a stream; raises `RequestError` when it says nothing for too long."""
+async def spoken(
+    requests: AsyncIterator[Request], silence: float = SILENCE_SECONDS
+) -> AsyncIterator[Request]:
+    """The requests of a stream; raises `RequestError` when it says nothing for too long: at first,
+    or for `silence` seconds between two of them."""
     seconds, stream = FIRST_SECONDS, aiter(requests)
     while True:
         try:
@@ -71,7 +90,17 @@ async def spoken(requests: AsyncIterator[Request]) -> AsyncIterator[Request]:
                 grpc.StatusCode.ABORTED, f"the stream said nothing for {seconds:g} s; open another"
             ) from None
         yield request
-        seconds = SILENCE_SECONDS
+        seconds = silence
+
+
+@contextlib.asynccontextmanager
+async def in_words(context: Any) -> AsyncIterator[None]:
+    """Ends the call when a request is refused inside the `with`."""
+    try:
+        yield
+    except RequestError as error:
+        log.warning("stream of %s ends: %s: %s", context.peer(), error.code.name, error)
+        await context.abort(error.code, str(error))
 
 
 class NotReadError(asyncio.CancelledError):

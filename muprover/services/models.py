@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,7 @@ from muprover.modelfolder import (
 )
 from muprover.services.client import ServiceError, open_channel, service_error
 from muprover.services.common import PortError
+from muprover.services.limits import Places, being_read, in_words
 from muprover.services.server import Server
 from muprover.v1 import models_pb2, models_pb2_grpc
 
@@ -39,6 +40,7 @@ LOOK_SECONDS = 0.25  # between two looks at the folder
 HAND_OVER_SECONDS = 10.0  # that a last version has, at the end, to reach those who ask for it
 ABSENT_SECONDS = 2.0  # after an answer: who has not asked again will not
 MAX_FILES = 10_000  # of one version
+MAX_FETCHES = 256  # at once, each with a piece of a file in memory
 
 
 class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
@@ -56,7 +58,7 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
         self._changed = asyncio.Condition()
         self._waiting: list[list[int]] = []  # what those know who wait for more
         self._answered: dict[str, float] = {}  # who has not come back since, and when that was
-        self._fetching = 0
+        self._fetching = Places(MAX_FETCHES, "files that are being fetched")
         self._complaint = ""  # the last one about the folder
 
     async def follow(self) -> None:
@@ -98,7 +100,7 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
             async with asyncio.timeout(seconds), self._changed:
                 await self._changed.wait_for(
                     lambda: (
-                        not self._fetching
+                        not self._fetching.taken
                         and not self._answered
                         and all(known == self._numbers for known in self._waiting)
                     )
@@ -122,26 +124,31 @@ class ModelRepositoryServicer(models_pb2_grpc.ModelRepositoryServiceServicer):
             self._answered[client] = time.monotonic()
         return models_pb2.WatchResponse(versions=map(_to_proto, self._versions))
 
-    async def Fetch(
-        self, request: models_pb2.FetchRequest, context: Any
-    ) -> AsyncIterator[models_pb2.FetchResponse]:
-        client = context.peer()  # asked for now: when the generator is closed, the call is gone
-        file = await self._open(request.sha256, context)
-        self._fetching += 1
-        try:
+    async def Fetch(self, request: models_pb2.FetchRequest, context: Any) -> None:
+        client = context.peer()
+        async with in_words(context):
+            with self._fetching.take():
+                try:
+                    await self._send(request, context)
+                finally:
+                    self._answered[client] = time.monotonic()
+
+    async def _send(self, request: models_pb2.FetchRequest, context: Any) -> None:
+        """A file, piece by piece."""
+        with await self._open(request.sha256, context) as file:
             size = os.fstat(file.fileno()).st_size
             if not 0 <= request.offset <= size:
                 what = f"no byte {request.offset} in a file of {size} bytes"
                 await context.abort(grpc.StatusCode.OUT_OF_RANGE, what)
-            file.seek(request.offset)
-            while data := await asyncio.to_thread(file.read, PIECE_BYTES):
-                yield models_pb2.FetchResponse(data=data, crc32=zlib.crc32(data))
-        except OSError as error:
-            await context.abort(grpc.StatusCode.DATA_LOSS, f"cannot be read: {error.strerror}")
-        finally:
-            self._fetching -= 1
-            self._answered[client] = time.monotonic()
-            file.close()
+            try:
+                file.seek(request.offset)
+                while data := await asyncio.to_thread(file.read, PIECE_BYTES):
+                    async with being_read(context):
+                        piece = models_pb2.FetchResponse(data=data, crc32=zlib.crc32(data))
+                        await context.write(piece)
+            except OSError as error:
+                what = f"cannot be read: {error.strerror}"
+                await context.abort(grpc.StatusCode.DATA_LOSS, what)
 
     @property
     def _numbers(self) -> list[int]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from muprover.replay.wire import (
     stats_to_proto,
 )
 from muprover.services.common import MAX_MESSAGE_BYTES
-from muprover.services.limits import Places, RequestError, being_read, spoken
+from muprover.services.limits import Places, RequestError, being_read, in_words, spoken
 from muprover.services.remote_replay import ADMIT_SECONDS
 from muprover.services.server import Server, run_until_signal, start_metrics
 from muprover.tensors import from_tensor
@@ -44,10 +42,12 @@ log = logging.getLogger(__name__)
 SERVICE = replay_pb2.DESCRIPTOR.services_by_name["ReplayService"].full_name
 AGENT_SECONDS = 60.0  # that an agent counts as connected after a call
 GRACE_SECONDS = 2.0  # for calls to end; those that wait are ended at once
-GAMES_AT_ONCE = 64  # of a backup and of its restore
+GAMES_AT_ONCE, BYTES_AT_ONCE = 64, 8 << 20  # of a backup and of its restore
 MAX_AGENTS = 16_384  # whose names are remembered
 MAX_WAITING_BYTES = 256 << 20  # of games that are not on the disk yet
 MAX_SAMPLE_STREAMS, MAX_COPIES = 64, 8  # at once; a copy is a backup or its restore
+SAMPLE_SILENCE_SECONDS = 120.0  # a trainer that was busy for longer opens another stream
+COPY_SILENCE_SECONDS = 120.0
 MAX_UNREAD_BYTES = 256 << 20  # of batches that are being sampled, or not taken yet
 
 
@@ -131,8 +131,9 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
 
     async def Sample(self, requests: AsyncIterator[replay_pb2.SampleRequest], context: Any) -> None:
         async with in_words(context):
-            with self._samplers.take():
-                async for request in spoken(requests):
+            with self._samplers.later() as take_place:
+                async for request in spoken(requests, SAMPLE_SILENCE_SECONDS):
+                    take_place()
                     size = request.batch_size
                     await self._await_turn(size)
                     with self._unread.take(size * self._sample_bytes):
@@ -175,7 +176,7 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         games = self._replay.games()
         async with in_words(context):
             with self._copies.take():
-                while some := await asyncio.to_thread(lambda: list(islice(games, GAMES_AT_ONCE))):
+                while some := await asyncio.to_thread(next_games, games):
                     for game in some:
                         async with being_read(context):
                             await context.write(game)
@@ -185,6 +186,7 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
     ) -> replay_pb2.RestoreResponse:
         total = replay_pb2.RestoreResponse()
         games: list[replay_pb2.GameHistory] = []
+        nbytes = 0
 
         async def keep() -> None:
             added = await self._add(games, context)
@@ -193,11 +195,14 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
             games.clear()
 
         async with in_words(context):
-            with self._copies.take():
-                async for game in spoken(requests):
+            with self._copies.later() as take_place:
+                async for game in spoken(requests, COPY_SILENCE_SECONDS):
+                    take_place()
                     games.append(game)
-                    if len(games) == GAMES_AT_ONCE:
+                    nbytes += game.ByteSize()
+                    if is_much(len(games), nbytes):
                         await keep()
+                        nbytes = 0
                 await keep()
         return total
 
@@ -269,14 +274,19 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         return await asyncio.get_running_loop().run_in_executor(self._sampling, call, *args)
 
 
-@contextlib.asynccontextmanager
-async def in_words(context: Any) -> AsyncIterator[None]:
-    """Ends the call when a request is refused inside the `with`."""
-    try:
-        yield
-    except RequestError as error:
-        log.warning("stream of %s ends: %s: %s", context.peer(), error.code.name, error)
-        await context.abort(error.code, str(error))
+def next_games(games: Iterator[replay_pb2.GameHistory]) -> list[replay_pb2.GameHistory]:
+    """Of a backup, as many as are held in memory at once; none at its end."""
+    some: list[replay_pb2.GameHistory] = []
+    nbytes = 0
+    while not is_much(len(some), nbytes) and (game := next(games, None)) is not None:
+        some.append(game)
+        nbytes += game.ByteSize()
+    return some
+
+
+def is_much(count: int, nbytes: int) -> bool:
+    """Whether so many games of a copy are not to become more."""
+    return count >= GAMES_AT_ONCE or nbytes >= BYTES_AT_ONCE
 
 
 def serve(

@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from muprover.services.common import (
     ALIVE,
@@ -31,6 +30,7 @@ from muprover.services.health import HealthPort
 from muprover.services.health_servicers import AsyncHealth, ThreadedHealth
 from muprover.services.limits import allow_open_files
 from muprover.services.locks import Locks, in_use
+from muprover.services.reflection import add_reflection
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +119,7 @@ def _open(
 ) -> int:
     """Adds health and reflection to a server; answers the port that it listens on."""
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection(
-        [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server
-    )
+    add_reflection([*services, health.SERVICE_NAME], server)
     if opened := open_port(server, host, port, locks):
         return opened
     raise PortError(
