@@ -446,19 +446,19 @@ def test_who_does_not_read_a_version_does_not_fetch_for_ever(tmp_path, monkeypat
     monkeypatch.setattr(models, "MAX_FETCHES", 2)
     content = bytes(32 << 20)
     write_version(tmp_path, 1, {"saved_model.pb": content})
+    request = models_pb2.FetchRequest(sha256=hashlib.sha256(content).digest())
     with contextlib.closing(ModelPort(tmp_path, 0, "localhost")) as port:
+
+        def fetched() -> int:
+            own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+            with grpc.insecure_channel(f"localhost:{port.port}", options=own) as channel:
+                fetch = models_pb2_grpc.ModelRepositoryServiceStub(channel).Fetch
+                return sum(len(piece.data) for piece in fetch(request, timeout=60))
+
+        until(lambda: _succeeds(fetched, grpc.RpcError))  # the version has been seen
         with open_channel(f"localhost:{port.port}") as channel:
             stub = models_pb2_grpc.ModelRepositoryServiceStub(channel)
-            request = models_pb2.FetchRequest(sha256=hashlib.sha256(content).digest())
-            until(lambda: _succeeds(lambda: next(stub.Fetch(request)), grpc.RpcError))
             slow = [stub.Fetch(request) for _ in range(2)]
-
-            def fetched() -> int:
-                own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
-                with grpc.insecure_channel(f"localhost:{port.port}", options=own) as other:
-                    fetch = models_pb2_grpc.ModelRepositoryServiceStub(other).Fetch
-                    return sum(len(piece.data) for piece in fetch(request, timeout=60))
-
             for call in slow:
                 next(call)
             with pytest.raises(grpc.RpcError, match="files that are being fetched"):
