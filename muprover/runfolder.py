@@ -21,6 +21,7 @@ import yaml
 
 from muprover.config import Config, SettingsError
 from muprover.game import Game, load_game
+from muprover.modelfolder import sync
 
 MODEL_NAME = "muprover"
 LOCK_SECONDS = 30.0  # that the components of the session before may take to end
@@ -124,7 +125,7 @@ class RunFolder:
 
     def write_settings(self, config: Config) -> None:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        self.settings.write_text(text, encoding="utf-8")
+        write_text(self.settings, text)
 
     def write_result(self, result: dict[str, Any]) -> None:
         _write_json(self.result, result)
@@ -218,7 +219,20 @@ def _read_json(path: Path, kinds: Mapping[str, type], needed: bool = False) -> d
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(path)
+    write_text(path, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Whole or not at all, also where the machine stops meanwhile. mode: of a new file."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)

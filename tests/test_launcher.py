@@ -1,5 +1,6 @@
 """Supervision: what crashes is started again, what ends is ended in order."""
 
+import errno
 import os
 import signal
 import socket
@@ -13,6 +14,8 @@ import muprover.supervisor as supervision
 from muprover import runfolder
 from muprover.components import Layout, free_ports
 from muprover.config import SettingsError
+from muprover.game import load_game
+from muprover.hosts.place import write_tree
 from muprover.launcher import RunOptions, Session, prepare
 from muprover.progress import EvaluationLog, Snapshot, describe_evaluation, scrape
 from muprover.runfolder import RunFolder
@@ -229,6 +232,37 @@ def test_a_run_is_resumed_with_its_settings_and_seed(tmp_path):
     _, game, _ = prepare(options(folder.path, overrides=("training.learning_rate=0.5",)))
     assert game.config.training.learning_rate == 0.5
     assert game.config.search.num_simulations == 9
+
+
+def test_what_cannot_be_written_to_the_end_leaves_what_was_there(tmp_path, monkeypatch):
+    folder, _, _ = prepare(options(tmp_path / "run"))
+    folder.write_result({"games": 1})
+    write_tree(tmp_path / "run" / "state.json", {"seconds": 1})
+    files = [folder.settings, folder.result, tmp_path / "run" / "state.json"]
+    before, names = [file.read_text() for file in files], set(os.listdir(folder.path))
+    synced: list[int] = []
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    other = load_game("cartpole").config
+    writes = [
+        lambda: folder.write_settings(other),
+        lambda: folder.write_result({"games": 2}),
+        lambda: write_tree(files[2], {"seconds": 2}),
+    ]
+    monkeypatch.setattr(os, "fsync", full)
+    for write in writes:
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert [file.read_text() for file in files] == before
+    assert set(os.listdir(folder.path)) == names
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(sync(descriptor)))
+    for write in writes:
+        write()
+    assert len(synced) == 2 * len(writes)  # each file, and the folder that it is in
+    assert all(file.read_text() != text for file, text in zip(files, before, strict=True))
 
 
 def test_another_seed_or_game_is_refused_on_resuming(tmp_path):

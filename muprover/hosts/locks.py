@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from muprover.hosts.place import Place, Tree
+from muprover.runfolder import write_text
 from muprover.services.locks import (
     CA_FILE,
     CERTIFICATE_FILE,
@@ -45,18 +45,10 @@ def write_locks(place: Place, told: Tree) -> dict[str, str]:
         if path.name not in files:
             path.unlink()
     for name, text in files.items():
-        _write_privately(folder / name, text)
+        write_text(folder / name, text, mode=0o600)
     values = {
         TLS: str(folder.resolve()) if KEY_FILE in files else "",
         TLS_CLIENTS: told["clients"],
         TOKEN_FILE: str((folder / TOKEN).resolve()) if TOKEN in files else "",
     }
     return {name: values[name] for name in VARIABLES}
-
-
-def _write_privately(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    aside.rename(path)

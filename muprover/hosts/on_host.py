@@ -22,8 +22,9 @@ from typing import Any
 from muprover.config import SettingsError
 from muprover.hosts.checks import check, connect, listen
 from muprover.hosts.orders import write_orders
-from muprover.hosts.place import Place, Tree, read_tree, write_text, write_tree
+from muprover.hosts.place import Place, Tree, read_tree, write_tree
 from muprover.progress import scrape
+from muprover.runfolder import write_text
 
 START_SECONDS = 120.0  # for a supervisor to come up, behind one that is still ending
 END_SECONDS = 150.0  # for components to end
@@ -33,6 +34,7 @@ LOOK_SECONDS = 0.3  # between two looks at logs
 def start(message: Tree) -> Tree:
     """Lets a host do its part from now on; whatever else of the run it does is ended."""
     place = Place(**message["place"])
+    place.folder.path.mkdir(parents=True, exist_ok=True)
     for name, text in message["files"].items():
         write_text(place.folder.path / name, text)
     number = write_orders(place, message)

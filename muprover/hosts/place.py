@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from muprover.config import SettingsError
-from muprover.runfolder import RunFolder, locked, try_lock
+from muprover.runfolder import RunFolder, locked, try_lock, write_text
 
 Tree = dict[str, Any]
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -133,13 +133,7 @@ def read_tree(path: Path) -> Tree:
     return tree if isinstance(tree, dict) else {}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
-
-
 def write_tree(path: Path, tree: Tree) -> None:
+    """As a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
