@@ -31,6 +31,12 @@ def make_certificates(folder: Path, hosts: Sequence[str], days: int) -> None:
     if shutil.which("openssl") is None:
         raise SettingsError("no openssl command on this machine; install openssl")
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / CA_FILE).exists() and not (folder / AUTHORITY_KEY).exists():
+        raise SettingsError(
+            f"{folder} has a {CA_FILE} and not the {AUTHORITY_KEY} that goes with it, which would "
+            "sign: choose another folder, or put the key there; a new authority would be one that "
+            "nobody believes who has this file"
+        )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as name:
         new = Path(name)
         if not (folder / AUTHORITY_KEY).exists():

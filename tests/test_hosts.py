@@ -1,5 +1,6 @@
 """hosts.config, and what is said before anything is started on the hosts that it names."""
 
+import json
 import re
 import shlex
 import shutil
@@ -14,17 +15,28 @@ from benchmarks import three_hosts
 from trial_locks import OTHER_TOKEN, TOKEN, certificates, part_of, token_file
 
 import muprover.supervisor as supervision
+from muprover.certificates import make_certificates
 from muprover.cli import main, parse
 from muprover.components import Layout, free_ports
 from muprover.config import SettingsError
 from muprover.hosts import checks
+from muprover.hosts import up as up_module
 from muprover.hosts.connection import Connections, HostsError, read_answer
 from muprover.hosts.hostsfile import EXAMPLE, parse_hosts
 from muprover.hosts.locks import read_locks, write_locks
 from muprover.hosts.on_host import LogFile
 from muprover.hosts.orders import own_ports
 from muprover.hosts.place import Place
-from muprover.hosts.preflight import Findings, Plan, check_moved, choose_python
+from muprover.hosts.preflight import (
+    Findings,
+    Plan,
+    check_model_port,
+    check_moved,
+    check_names,
+    choose_python,
+)
+from muprover.hosts.record import Record, find
+from muprover.hosts.up import UpOptions
 from muprover.services.locks import Locks
 from muprover.supervisor import Component, Supervisor
 
@@ -39,8 +51,8 @@ evaluator   me@one
 """
 
 
-def plan(text: str) -> Plan:
-    return Plan(parse_hosts(text, "hosts.config"), "run", "dir", "models", 50004, None)
+def plan(text: str, model_port: int = 50004) -> Plan:
+    return Plan(parse_hosts(text, "hosts.config"), "run", "dir", "models", model_port, None)
 
 
 def test_each_host_has_its_components_and_agents_are_numbered_through():
@@ -190,6 +202,95 @@ def test_data_that_lie_on_another_host_are_not_forgotten():
         "three: the run's checkpoints lie on two, in dir/runs/run; name two in the line for "
         "trainer, or copy that folder"
     ]
+
+
+def test_the_trainers_versions_have_a_port_of_their_own():
+    together = THREE.replace("three:100", "me@one:100")
+    assert list(check_model_port(plan(together))) == []
+    [problem] = check_model_port(plan(together, model_port=50001))
+    assert problem == "me@one: --model-port 50001 is replay's; choose another"
+    [problem] = check_model_port(plan(together, model_port=0))
+    assert "nobody could be told" in problem
+    assert list(check_model_port(plan(EXAMPLE, model_port=50001))) == []  # nothing is pulled
+
+
+def test_certificates_that_do_not_name_servers_as_they_are_called_are_named_at_once(tmp_path):
+    make_certificates(tmp_path, ["one", "localhost", "10.0.0.2"], days=2)
+    findings = Findings(
+        addresses={
+            "me@one": {"network": "10.0.0.2:50002"},
+            "two": {"models": "three:50004", "environment": "one:50000", "replay": "one:50001"},
+            "localhost": {"network": "[::1]:50002"},
+            "three": {"replay": "one:50001"},
+        }
+    )
+    problems = list(check_names(plan(THREE), findings, Locks(tmp_path)))
+    assert len(problems) == 2
+    assert "does not do for three, as models from two is called: Hostname mismatch" in problems[0]
+    assert "does not do for ::1, as network from localhost is called: IP address" in problems[1]
+    assert list(check_names(plan(THREE), findings, Locks())) == []
+
+
+def test_a_time_limit_is_of_those_who_wait(tmp_path, state, capsys):
+    file = hosts_file(tmp_path, free_ports(3), "localhost")
+    assert up(tmp_path, file, "--time-limit", "5") == 2
+    assert "--time-limit is of --wait" in capsys.readouterr().err
+
+
+def test_who_waits_for_a_goal_that_the_settings_have_not_is_told_so(tmp_path, state, capsys):
+    file = hosts_file(tmp_path, free_ports(3), "localhost")
+    assert up(tmp_path, file, "--wait") == 2
+    assert "--wait needs a line for the evaluator" in capsys.readouterr().err
+    file.write_text(file.read_text() + "\nevaluator localhost\n")
+    assert up(tmp_path, file, "--wait", "--set", "evaluation.goal=null") == 1
+    assert "--wait needs a goal, and the settings have none" in capsys.readouterr().err
+    assert not (tmp_path / "dir").exists()
+
+
+def test_servers_that_let_in_anyone_are_spoken_of_before_they_start(tmp_path, state, monkeypatch):
+    monkeypatch.setattr(up_module, "look_at_all", lambda *_: Findings())
+    monkeypatch.setattr(up_module, "_start", lambda *_: None)
+
+    def said(text: str, locks: Locks) -> bool:
+        lines: list[str] = []
+        options = UpOptions("tictactoe", None, (), None, False, Layout(), locks)
+        up_module.up(plan(text), options, lines.append)
+        return any("anyone who reaches these hosts may use the servers" in line for line in lines)
+
+    assert said(THREE, Locks())
+    assert not said(THREE, Locks(token_file=token_file(tmp_path / "token", TOKEN)))
+    assert not said(EXAMPLE, Locks())  # they listen on localhost
+
+
+def test_where_the_servers_let_in_only_their_own_host_one_plays_there():
+    facts = {"run": "first", "game": "tictactoe", "dir": "mu prover", "models": "m", "goal": None}
+    facts |= {"pythons": {"beta": "/opt/python"}, "network": "beta:50002"}
+    one = Record(**facts, components={"beta": ["network"]})
+    assert one.play_there() == (
+        "ssh -t beta /opt/python -m muprover.cli play --run 'mu prover/runs/first'"
+    )
+    assert Record(**facts, components={"beta": [], "alpha": []}).play_there() == ""
+    assert Record(**facts, components={"localhost": []}).play_there() == ""
+
+
+@pytest.mark.parametrize(
+    ("damaged", "words"),
+    [
+        ("{}", r"\(run: Field required\)"),
+        ('{"run": "first", "gam', r"Invalid JSON"),
+        (None, r"\(components.beta: Input should be a valid array\)"),
+    ],
+)
+def test_a_record_that_is_damaged_is_named(state, damaged, words):
+    facts = {"run": "first", "game": "g", "dir": "d", "models": "m", "goal": None, "network": "n"}
+    record = Record(**facts, pythons={}, components={"beta": ["network"]})
+    record.save()
+    assert find("first") == record
+    path = state / "muprover" / "runs" / "first.json"
+    damaged = damaged or json.dumps(facts | {"pythons": {}, "components": {"beta": 7}})
+    path.write_text(damaged)
+    with pytest.raises(SettingsError, match=rf"first\.json is damaged .*{words}.*remove it"):
+        find("first")
 
 
 def test_a_missing_python_is_named(tmp_path, state, capsys):

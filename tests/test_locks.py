@@ -260,6 +260,15 @@ def test_certificates_that_cannot_be_used_are_refused(files, sentence, tmp_path)
         read_keys(tmp_path)
 
 
+def test_an_authority_that_cannot_sign_is_not_replaced(ours):
+    folder = part_of(ours, "ca.crt")
+    before = (folder / "ca.crt").read_bytes()
+    with pytest.raises(SettingsError, match=r"has a ca\.crt and not the ca\.key"):
+        make_certificates(folder, HOSTS, days=2)
+    assert [path.name for path in folder.iterdir()] == ["ca.crt"]
+    assert (folder / "ca.crt").read_bytes() == before
+
+
 def test_a_server_without_a_certificate_of_its_own_does_not_start(ours):
     with (
         pytest.raises(SettingsError, match=r"has no tls\.crt and tls\.key"),

@@ -93,6 +93,11 @@ def up(args: argparse.Namespace) -> int:
         return 0
     if args.game is None or args.dir is None:
         raise SettingsError("muprover up needs -g G and -r DIR (see muprover up --help)")
+    if args.time_limit is not None and not args.wait:
+        raise SettingsError(
+            "--time-limit is of --wait, which ends the run; without it the run goes on until "
+            "`muprover down`: give both, or neither"
+        )
     from muprover.components import Layout
     from muprover.game import load_game
     from muprover.hosts.place import check_run_name
@@ -104,8 +109,8 @@ def up(args: argparse.Namespace) -> int:
 
     hosts = read_hosts(args.hosts)
     game = load_game(args.game)
-    if args.wait and not (hosts.has("evaluator") and game.config.evaluation.goal):
-        raise SettingsError("--wait needs a goal, and a line for the evaluator, which sees it met")
+    if args.wait and not hosts.has("evaluator"):
+        raise SettingsError(f"--wait needs a line for the evaluator in {args.hosts}")
     plan = Plan(
         hosts=hosts,
         run=check_run_name(args.name or game.name),
@@ -122,17 +127,27 @@ def up(args: argparse.Namespace) -> int:
         log_level=args.log_level,
         log_format=args.log_format,
     )
-    options = UpOptions(args.game, args.config, tuple(args.set), args.seed, layout, in_use())
+    options = UpOptions(
+        source=args.game,
+        settings_file=args.config,
+        overrides=tuple(args.set),
+        seed=args.seed,
+        needs_goal=args.wait,
+        layout=layout,
+        locks=in_use(),
+    )
     record = start(plan, options, print)
     if args.wait:
         return 0 if wait(record, args.time_limit) else 1
     shown = [f"--tls {args.tls}"] * bool(args.tls)
     shown += [f"--token-file {args.token_file}"] * bool(args.token_file)
-    play = " ".join([f"--network {record.network}", *shown])
+    play = record.play_there() or " ".join(
+        [f"muprover play --game {args.game} --network {record.network}", *shown]
+    )
     print(
         f"run {record.run} is up, goal {record.goal or 'none'}; all of it stays when you leave\n"
         f"  muprover status, muprover logs -f, muprover down\n"
-        f"  muprover play --game {args.game} {play}"
+        f"  {play}"
     )
     return 0
 

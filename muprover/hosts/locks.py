@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import ssl
+from contextlib import suppress
 from pathlib import Path
 
 from muprover.hosts.place import Place, Tree
@@ -31,6 +33,33 @@ def read_locks(locks: Locks) -> Tree:
     if locks.tokens is not None:
         files[TOKEN] = "".join(f"{token.decode()}\n" for token in locks.tokens.now)
     return {"files": files, "clients": locks.clients}
+
+
+def why_refused(folder: Path, name: str) -> str:
+    """What a client that believes the folder's authority has against a server that shows its
+    certificate, if it calls it `name`; empty: nothing."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder / CERTIFICATE_FILE, folder / KEY_FILE)
+    authority = folder / CA_FILE
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if authority.exists():
+        client.load_verify_locations(authority)
+    else:
+        client.load_default_certs()
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(back, there, server_hostname=name)]
+    ends.append(server.wrap_bio(there, back, server_side=True))
+    try:
+        while ends:
+            for end in list(ends):  # each in turn, until it waits for the other
+                with suppress(ssl.SSLWantReadError):
+                    end.do_handshake()
+                    ends.remove(end)
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    except ssl.SSLError as error:
+        return str(error)
+    return ""
 
 
 def write_locks(place: Place, told: Tree) -> dict[str, str]:

@@ -15,7 +15,9 @@ from typing import Any
 
 from muprover.hosts.connection import Connections, Host, HostsError, Message, read_answer
 from muprover.hosts.hostsfile import Hosts, machine
+from muprover.hosts.locks import why_refused
 from muprover.hosts.place import Place
+from muprover.services.locks import Locks
 
 LEAST_PYTHON = (3, 11)
 NEEDS = {  # whom a component calls
@@ -68,13 +70,15 @@ class Plan:
     def where(self, server: str) -> str:
         return self.hosts.line("trainer" if server == "models" else server).host
 
-    def partners(self, host: str) -> list[str]:
-        """Servers on other hosts that components of this one call."""
+    def called(self, host: str) -> list[str]:
+        """Servers that components of a host call, wherever these are."""
         kinds = {name.partition("-")[0] for name in self.hosts.components(host)}
         called = {server for kind in kinds for server in NEEDS.get(kind, ())}
-        if not self.pulls:
-            called.discard("models")
-        return sorted(server for server in called if self.where(server) != host)
+        return sorted(called if self.pulls else called - {"models"})
+
+    def partners(self, host: str) -> list[str]:
+        """Those of them that are on other hosts."""
+        return [server for server in self.called(host) if self.where(server) != host]
 
 
 @dataclass
@@ -114,6 +118,7 @@ def look_at_all(plan: Plan, connections: Connections, game: Message) -> Findings
     for name, answer in findings.answers.items():
         findings.problems += [f"{name}: {problem}" for problem in answer["problems"]]
     findings.problems += check_moved(plan, findings)
+    findings.problems += check_model_port(plan)
     if not findings.problems:
         _find_addresses(plan, connections, findings)
     return findings
@@ -175,6 +180,33 @@ def check_moved(plan: Plan, findings: Findings) -> Iterator[str]:
             yield (
                 f"{now}: the run's {what} lie on {there[0]}, in {folder}; name {there[0]} in the "
                 f"line for {component}, or copy that folder"
+            )
+
+
+def check_model_port(plan: Plan) -> Iterator[str]:
+    """That the trainer's versions have a port of their own, if they need one."""
+    host = plan.hosts.line("trainer").host
+    others = {port: f"{server}'s" for server, port in plan.hosts.ports(host).items()}
+    if plan.pulls and plan.model_port in (0, *others):
+        whose = others.get(plan.model_port, "any free one, which nobody could be told")
+        yield f"{host}: --model-port {plan.model_port} is {whose}; choose another"
+
+
+def check_names(plan: Plan, findings: Findings, locks: Locks) -> Iterator[str]:
+    """Servers whose certificate does not name them as they are called: they would be refused."""
+    if locks.tls is None:
+        return
+    called: dict[str, list[str]] = {}
+    for host in plan.hosts.names:
+        for server in plan.called(host):
+            address = findings.addresses.get(host, {}).get(server, "localhost:")
+            name = address.rpartition(":")[0].strip("[]")
+            called.setdefault(name, []).append(f"{server} from {host}")
+    for name, whom in called.items():
+        if why := why_refused(locks.tls, name):
+            yield (
+                f"the certificate in {locks.tls} does not do for {name}, as {', '.join(whom)} is "
+                f"called: {why}"
             )
 
 

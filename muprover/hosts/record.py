@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from pydantic import TypeAdapter, ValidationError
+
 from muprover.config import SettingsError
 from muprover.game import Game
-from muprover.hosts.place import Place, read_tree, write_tree
+from muprover.hosts.place import Place, write_tree
 from muprover.hosts.preflight import Plan
 
 
@@ -45,6 +48,16 @@ class Record:
     def place(self, host: str) -> Place:
         return Place(host=host, run=self.run, dir=self.dir, models=self.models)
 
+    def play_there(self) -> str:
+        """How to play on the one host that does all, whose servers let in nobody from elsewhere;
+        empty where the network server is reached from here."""
+        [host, *others] = self.components
+        if others or host == "localhost":
+            return ""
+        run = shlex.quote(f"{self.dir}/runs/{self.run}")
+        python = shlex.quote(self.pythons[host])
+        return f"ssh -t {host} {python} -m muprover.cli play --run {run}"
+
     @property
     def has_evaluator(self) -> bool:
         return any("evaluator" in components for components in self.components.values())
@@ -69,9 +82,21 @@ def find(run: str | None) -> Record:
 
 
 def read_record(run: str) -> Record | None:
-    """None: there is none of that name."""
-    tree = read_tree(_folder() / f"{run}.json")
-    return Record(**tree) if tree else None
+    """None: there is none of that name. Raises `SettingsError` for one that is damaged."""
+    path = _folder() / f"{run}.json"
+    try:
+        return TypeAdapter(Record).validate_json(path.read_bytes(), strict=True)
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        [first, *_] = error.errors()
+        where = ".".join(map(str, first["loc"]))
+        raise SettingsError(
+            f"{path} is damaged ({where}: {first['msg']}): remove it, and give the same "
+            "`muprover up` once more"
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _folder() -> Path:

@@ -16,7 +16,7 @@ from muprover.game import Game, load_game
 from muprover.hosts.connection import Connections, Host, HostsError, Message
 from muprover.hosts.down import stop
 from muprover.hosts.locks import read_locks
-from muprover.hosts.preflight import Findings, Plan, look_at_all
+from muprover.hosts.preflight import Findings, Plan, check_names, look_at_all
 from muprover.hosts.record import Record, read_record
 from muprover.launcher import RunOptions, prepare
 from muprover.runfolder import RunFolder
@@ -33,6 +33,7 @@ class UpOptions:
     settings_file: str | None
     overrides: tuple[str, ...]
     seed: int | None
+    needs_goal: bool
     layout: Layout  # its number of agents is that of all hosts
     locks: Locks  # of what is started
 
@@ -47,6 +48,8 @@ def up(plan: Plan, options: UpOptions, write: Writer) -> Record:
     with Connections(plan.hosts.names) as connections:
         write(f"looking at {', '.join(plan.hosts.names)}")
         findings = look_at_all(plan, connections, {"source": source, "text": text})
+        if not findings.problems:
+            findings.problems += check_names(plan, findings, options.locks)
         stored = _stored(plan, findings)
         files: dict[str, str] = {}
         game, seed = None, 0
@@ -54,8 +57,15 @@ def up(plan: Plan, options: UpOptions, write: Writer) -> Record:
             files, game, seed = _prepare(plan, options, stored, write)
         except SettingsError as error:
             findings.problems.append(str(error))
+        if options.needs_goal and game is not None and not game.config.evaluation.goal:
+            findings.problems.append("--wait needs a goal, and the settings have none")
         if findings.problems or game is None:
             raise HostsError("\n  ".join(["nothing was started:", *findings.problems]))
+        if not plan.is_one_host and not options.locks.keeps_out:
+            write(
+                "anyone who reaches these hosts may use the servers of the run there: lock them "
+                "with --tls or --token-file, or keep strangers off their network"
+            )
         record = Record.of(plan, game, {h.name: h.python for h in connections.hosts})
         _end_the_left(record, write)
         record.save()
