@@ -8,9 +8,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from chaos.__main__ import Event, problems, proof
 from chaos.cluster import Field
 from chaos.ledger import Ledger, acknowledged, in_store, newest_checkpoint
-from chaos.watch import Look, Process, Run
+from chaos.watch import Look, Process, Recovery, Run
 from cluster_release import cluster
 from fuzz.files import stores
 from fuzz.replay import games
@@ -71,6 +72,65 @@ def test_a_trainer_that_goes_back_further_than_its_checkpoint_is_noticed(folder:
     assert newest_checkpoint(folder) == 500
     folder.log("trainer").write_text("resumed at training step 750\nresumed at training step 250\n")
     assert ledger.went_back() == [(250, 500)]
+
+
+def test_a_trainer_that_died_before_its_first_checkpoint_does_not_shift_the_account(folder):
+    """Of four deaths two leave no line of a resumption: the first, and one while it starts."""
+    log, ledger = folder.log("trainer"), Ledger(folder)
+
+    def die(says: str, least_step: int) -> None:
+        with log.open("a") as file:
+            file.write(says)
+        ledger.trainer_dies(least_step)
+
+    die("begins at training step 0, as there is no checkpoint\n", 0)
+    die("begins at training step 0, as there is no checkpoint\n", 500)
+    die("", 500)
+    die("resumed at training step 500\n", 750)
+    with log.open("a") as file:
+        file.write("resumed at training step 500\n")
+    assert ledger.resumed_steps() == [0, 0, 500, 500]
+    assert ledger.went_back() == [(500, 750)]
+
+
+def test_a_trainer_that_begins_anew_though_it_had_a_checkpoint_has_gone_back(folder):
+    ledger = Ledger(folder)
+    ledger.trainer_dies(250)
+    folder.log("trainer").write_text("begins at training step 0, as there is no checkpoint\n")
+    assert ledger.went_back() == [(0, 250)]
+
+
+def test_a_run_of_faults_is_good_only_if_all_of_it_is():
+    good = {
+        "games lost": 0,
+        "games doubled": 0,
+        "trainer_went_back_too_far": [],
+        "proof_at_step": 5000,
+        "exit_status": 130,
+    }
+    event = Event(1.0, "kill", "agent-1", Recovery(0.5, 1.0, 0.9))
+    assert list(problems([event], good, needs_proof=True)) == []
+    never = event._replace(recovery=Recovery(0.5, None, 0.4))
+    for events, report, words in [
+        ([], good, "no fault"),
+        ([event, never], good, "never at full speed again: "),
+        ([event], good | {"games lost": 1}, "games lost: 1"),
+        ([event], good | {"games doubled": 2}, "games doubled: 2"),
+        ([event], good | {"trainer_went_back_too_far": [(1, 2)]}, "resumed at, but had saved"),
+        ([event], good | {"proof_at_step": None}, "not proven"),
+        ([event], good | {"exit_status": 1}, "the run ended with 1, not 130"),
+    ]:
+        [problem] = problems(events, report, needs_proof=True)
+        assert words in problem
+    assert list(problems([event], good | {"proof_at_step": None}, needs_proof=False)) == []
+
+
+def test_the_proof_is_the_goal_met_twice_in_a_row(folder: RunFolder):
+    folder.evaluations.write_text('{"in_a_row": 1}\n{"in_a_row": 0}\n{"in_a_row": 1}\n')
+    assert proof(folder) is None
+    with folder.evaluations.open("a") as file:
+        file.write('{"in_a_row": 2, "training_step": 750}\n')
+    assert proof(folder) == 750
 
 
 def test_full_speed_is_when_all_is_as_fast_as_before():

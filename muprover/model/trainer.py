@@ -150,6 +150,8 @@ class Trainer:
         restored = restore_newest(self._checkpoints)
         if restored:
             log.info("resumed at training step %d from %s", self.step, restored)
+        else:
+            log.info("begins at training step %d, as there is no checkpoint", self.step)
         with self._writer.as_default():
             settings = self._game.config.model_dump(mode="json")
             tf.summary.text("settings", f"```\n{json.dumps(settings, indent=2)}\n```", self.step)

@@ -2,8 +2,10 @@
 
     make chaos ARGS="--minutes 10 --interval 30 --faults kill"
     python tests/chaos [--minutes 2] [--faults kill,stop,link,disk,tear,model,checkpoint,clock]
+    python tests/chaos --cluster [--release R]        pods of a release, on the cluster of KUBECONFIG
 
-As root on Linux it runs in a network and a mount namespace of its own, so that links can be cut
+Its exit status is 0 if nothing was lost or doubled, all went on at full speed after each fault, and
+the proof was reached. As root on Linux it runs in a network and a mount namespace of its own, so that links can be cut
 and a small disk be filled without harm to the machine.
 """
 
@@ -17,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -24,9 +27,13 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from chaos import cluster
 from chaos.faults import FAULTS, Clock, Fault, Scene, faketime
 from chaos.ledger import Ledger, acknowledged, backed_up
 from chaos.watch import Recovery, Run
+
+from muprover.launcher import Status
+from muprover.runfolder import RunFolder
 
 WARM_SECONDS = 20.0  # at full speed, before the first fault
 
@@ -41,6 +48,8 @@ class Event(NamedTuple):
 
 
 def main() -> int:
+    if "--cluster" in sys.argv:
+        return cluster.main()
     args = parse()
     enter_namespaces(args)
     rng = random.Random(args.seed)
@@ -58,7 +67,10 @@ def main() -> int:
     if args.folder.is_mount():  # it goes with this process
         shutil.copytree(args.folder / "logs", args.folder.with_suffix(".logs"))
     print(f"\nall of it: {path}; what the run printed: {run.output}")
-    return 0 if is_good(report) else 1
+    wrong = list(problems(events, report, not args.no_proof))
+    for problem in wrong:
+        print(f"not as it should be: {problem}")
+    return 1 if wrong else 0
 
 
 def parse() -> argparse.Namespace:
@@ -76,6 +88,7 @@ def parse() -> argparse.Namespace:
     add("--disk", default="400m", help="size of the disk (default: %(default)s)")
     add("--wait", type=float, default=60.0, help="s that a recovery may take (default: 60)")
     add("--patience", type=float, default=600.0, help="s that the start may take (default: 600)")
+    add("--no-proof", action="store_true", help="is asked for: the time is too short for it")
     add("--seed", type=int, default=0)
     add("--set", action="append", default=[], metavar="PATH=VALUE")
     add("--folder", type=Path)
@@ -193,22 +206,22 @@ def balance(args: argparse.Namespace, scene: Scene, events: list[Event]) -> dict
     return {
         "games": games,
         "trainer_resumed_at": scene.ledger.resumed_steps(),
-        "trainer_had_saved": scene.ledger.least_steps,
+        "trainer_had_saved": [death.least_step for death in scene.ledger.deaths],
         "trainer_went_back_too_far": scene.ledger.went_back(),
         "steps": scene.run.count("steps"),
-        "proof": proof(scene.run),
+        "proof_at_step": proof(scene.run.folder),
         "faults": len(events),
         "load": os.getloadavg(),
     }
 
 
-def proof(run: Run) -> str:
-    """When the game's goal was met twice in a row."""
-    lines = [json.loads(line) for line in run.folder.evaluations.read_text().splitlines()]
+def proof(folder: RunFolder) -> int | None:
+    """The training step at which the game's goal was met twice in a row; None: it never was."""
+    lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
     for one, two in pairwise(lines):
         if one.get("in_a_row", 0) >= 1 and two.get("in_a_row", 0) >= 2:
-            return f"reached at training step {two.get('training_step')}"
-    return f"not reached in {len(lines)} evaluations"
+            return int(two["training_step"])
+    return None
 
 
 def in_words(event: Event) -> str:
@@ -249,9 +262,22 @@ def row(event: Event) -> str:
     return f"{event.fault} {whom}" if event.fault in ("kill", "link") else event.fault
 
 
-def is_good(report: dict[str, Any]) -> bool:
-    nothing = ("games lost", "games doubled")
-    return not any(report[name] for name in nothing) and not report["trainer_went_back_too_far"]
+def problems(events: list[Event], report: dict[str, Any], needs_proof: bool) -> Iterator[str]:
+    """What is not as it should be."""
+    if not events:
+        yield "no fault has happened"
+    for event in events:
+        if event.recovery.full is None:
+            yield f"never at full speed again: {in_words(event)}"
+    for name in ("games lost", "games doubled"):
+        if report[name]:
+            yield f"{name}: {report[name]}"
+    if report["trainer_went_back_too_far"]:
+        yield f"resumed at, but had saved: {report['trainer_went_back_too_far']}"
+    if needs_proof and report["proof_at_step"] is None:
+        yield "the goal was not proven"
+    if report["exit_status"] != Status.INTERRUPTED:
+        yield f"the run ended with {report['exit_status']}, not {Status.INTERRUPTED.value}"
 
 
 if __name__ == "__main__":

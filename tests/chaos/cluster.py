@@ -1,8 +1,8 @@
 """The same on a cluster: pods of a release are killed, and all acknowledged games accounted for.
 
-    KUBECONFIG=… python tests/chaos/cluster.py --release muprover --minutes 10 --interval 30
+    KUBECONFIG=… make chaos ARGS="--cluster --release muprover --minutes 10 --interval 30"
 
-Install the release with `--set global.logLevel=debug`, so that agents say what was acknowledged,
+Install the release with `--set common.logLevel=debug`, so that agents say what was acknowledged,
 and with a `config.replay.max_size` that nothing is evicted from. A pod that is deleted without
 grace is killed as kill −9 does; what its agent had said until then is read just before.
 """
@@ -18,8 +18,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from chaos.ledger import ACKNOWLEDGED, Key
 from muprover.cluster.connection import Cluster, ClusterError
@@ -145,6 +143,8 @@ def show(deaths: list[Death]) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
+    add("--cluster", action="store_true", help="this, on the cluster of KUBECONFIG")
+    add("--game", help=argparse.SUPPRESS)  # which `make chaos` names: here it is the release's
     add("--release")
     add("--namespace")
     add("--minutes", type=float, default=10.0)
@@ -163,7 +163,3 @@ def _keys(parts: Iterator[bytes]) -> Iterator[Key]:
             if kind == GAME:
                 game = replay_pb2.GameHistory.FromString(data)
                 yield game.game_id, game.segment
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -207,8 +207,8 @@ class Checkpoint(Fault):
         folder, step = scene.run.folder.path / "checkpoints", newest_checkpoint(scene.run.folder)
         steps = sorted(int(p.stem.split("-")[1]) for p in folder.glob("training-*.index"))
         process = scene.pick("trainer")
+        scene.ledger.trainer_dies(steps[-2] if len(steps) > 1 else 0)
         os.kill(process.pid, signal.SIGKILL)
-        scene.ledger.least_steps.append(steps[-2] if len(steps) > 1 else 0)
         _damage(next(folder.glob(f"training-{step}.data-*")))
         return f"step {step}, trainer killed"
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from muprover.replay.records import GAME, read_records
 from muprover.runfolder import RunFolder
@@ -15,7 +16,7 @@ from muprover.v1 import replay_pb2, replay_pb2_grpc
 Key = tuple[int, int]  # game and segment
 
 ACKNOWLEDGED = re.compile(r"\b([0-9a-f]{16})/(\d+)\b")
-RESUMED = re.compile(r"resumed at training step (\d+)")
+STARTED = re.compile(rb"(?:resumed|begins) at training step (\d+)")
 CHECKPOINT = re.compile(r'model_checkpoint_path: ".*-(\d+)"')
 
 
@@ -55,17 +56,27 @@ def newest_checkpoint(folder: RunFolder) -> int:
     return int(found[1]) if found else 0
 
 
+class Death(NamedTuple):
+    """A death of the trainer."""
+
+    logged: int  # bytes, until then
+    least_step: int  # at which the next one must begin
+
+
 @dataclass
 class Ledger:
     """What must be found at the end."""
 
     folder: RunFolder
     torn: set[Key] = field(default_factory=set)  # by the harness itself, off the store
-    least_steps: list[int] = field(default_factory=list)  # at each death of the trainer
+    deaths: list[Death] = field(default_factory=list)
 
-    def trainer_dies(self) -> None:
-        """To be called just before."""
-        self.least_steps.append(newest_checkpoint(self.folder))
+    def trainer_dies(self, least_step: int | None = None) -> None:
+        """To be called just before. least_step: of its checkpoints, as they are left to it."""
+        log = self.folder.log("trainer")
+        if least_step is None:
+            least_step = newest_checkpoint(self.folder)
+        self.deaths.append(Death(log.stat().st_size if log.exists() else 0, least_step))
 
     def balance(self, known: set[Key], stored: Counter[Key]) -> dict[str, int]:
         """Of games: those acknowledged, and those stored a moment later."""
@@ -79,11 +90,19 @@ class Ledger:
         }
 
     def resumed_steps(self) -> list[int]:
-        log = self.folder.log("trainer").read_text(encoding="utf-8", errors="replace")
-        return [int(step) for step in RESUMED.findall(log)]
+        return [step for _, step in self._starts()]
 
     def went_back(self) -> list[tuple[int, int]]:
-        """(resumed at, must be at least) of each time that the trainer went back too far."""
-        resumed = self.resumed_steps()[-len(self.least_steps) :] if self.least_steps else []
-        least = self.least_steps[len(self.least_steps) - len(resumed) :]
-        return [(at, floor) for at, floor in zip(resumed, least, strict=True) if at < floor]
+        """(began at, must be at least) of each time that the trainer went back too far: further
+        than the last of its deaths before that allows."""
+        found = []
+        for place, step in self._starts():
+            least = [death.least_step for death in self.deaths if death.logged <= place]
+            if least and step < least[-1]:
+                found.append((step, least[-1]))
+        return found
+
+    def _starts(self) -> list[tuple[int, int]]:
+        """Where in its log the trainer says at which step it begins."""
+        log = self.folder.log("trainer").read_bytes()
+        return [(found.start(), int(found[1])) for found in STARTED.finditer(log)]

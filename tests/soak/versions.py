@@ -21,6 +21,7 @@ from soak.usage import Usage, disk_mb, usage
 
 KEEP = 5  # versions on the disk
 SERVED_EVERY = 10  # at least one of so many is waited for
+MOST_REMEMBERED = 110  # versions, by the server
 
 
 class Count(NamedTuple):
@@ -57,6 +58,21 @@ def run(folder: Path, versions: int, counts: int = 10) -> list[Count]:
     return counted
 
 
+def growth(counted: list[Count]) -> list[str]:
+    """What has grown between the first and the last count."""
+    early, late = counted[0], counted[-1]
+    most = {
+        "memory": (late.usage.memory_mb, 1.05 * early.usage.memory_mb),
+        "threads": (late.usage.threads, early.usage.threads + 2),
+        "files": (late.usage.files, early.usage.files + 2),
+        "disk": (late.disk_mb, 1.1 * early.disk_mb),
+        "versions remembered": (late.statuses, MOST_REMEMBERED),
+        "lines of metrics": (late.metrics, early.metrics),
+    }
+    return [f"{what}: {now:g}, at most {at_most:g}" for what, (now, at_most) in most.items()
+            if now > at_most]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--versions", type=int, default=3000)
@@ -72,7 +88,9 @@ def main() -> int:
             f"{c.disk_mb:.2f} MB | {c.statuses} | {c.metrics} |"
         )
     print(f"{args.versions:,} versions in {time.monotonic() - began:.0f} s")
-    return 0
+    for what in (grown := growth(counted)):
+        print(f"has grown: {what}")
+    return 1 if grown else 0
 
 
 if __name__ == "__main__":
