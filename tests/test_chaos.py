@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from chaos.__main__ import Event, problems, proof
+from chaos import cluster as cluster_form
+from chaos.__main__ import Event, main, problems, proof
 from chaos.cluster import Field
 from chaos.ledger import Ledger, acknowledged, in_store, newest_checkpoint
 from chaos.watch import Look, Process, Recovery, Run
@@ -197,3 +198,10 @@ def test_growth_is_measured_in_spite_of_outliers(tmp_path: Path):
     picture = ElementTree.parse(tmp_path / "soak.svg").getroot()
     [memory_line, threads_line] = picture.findall("{*}polyline")
     assert len(memory_line.get("points").split()) == len(threads_line.get("points").split()) == 61
+
+
+def test_the_cluster_of_kubeconfig_is_a_switch_away(monkeypatch):
+    words = ["tests/chaos", "--game", "tictactoe", "--cluster", "--release", "r"]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr(cluster_form, "main", lambda: cluster_form.parse().release)
+    assert main() == "r"
