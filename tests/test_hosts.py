@@ -22,10 +22,11 @@ from muprover.config import SettingsError
 from muprover.hosts import checks
 from muprover.hosts import up as up_module
 from muprover.hosts.connection import Connections, HostsError, read_answer
+from muprover.hosts.daemon import Daemon
 from muprover.hosts.hostsfile import EXAMPLE, parse_hosts
 from muprover.hosts.locks import read_locks, write_locks
 from muprover.hosts.on_host import LogFile
-from muprover.hosts.orders import own_ports
+from muprover.hosts.orders import Ordered, Orders, own_ports
 from muprover.hosts.place import Place
 from muprover.hosts.preflight import (
     Findings,
@@ -36,6 +37,7 @@ from muprover.hosts.preflight import (
     choose_python,
 )
 from muprover.hosts.record import Record, find
+from muprover.hosts.state import Proof, State
 from muprover.hosts.up import UpOptions
 from muprover.services.locks import Locks
 from muprover.supervisor import Component, Supervisor
@@ -393,14 +395,36 @@ def test_logs_begin_with_their_last_lines_and_come_whole(tmp_path):
 
 def test_what_runs_keeps_the_ports_that_were_found_for_it():
     servers = {"replay": 50001, "network": 50002}
-    first = own_ports(Layout(only=("replay", "network")), servers, {})
+    first = own_ports(Layout(only=("replay", "network")), servers, Orders())
     assert set(first) == {"replay", "network", "REST"}
     assert len({*first.values(), *servers.values()}) == 5
     metrics = {name: first[name] for name in ("replay", "network")}
-    before = {"metrics": metrics, "listens": servers | {"REST": first["REST"]}}
+    before = Orders(metrics=metrics, listens=servers | {"REST": first["REST"]})
     again = own_ports(Layout(only=("replay", "network", "agent-1")), servers, before)
     assert {name: again[name] for name in first} == first
     assert again["agent-1"] not in {*first.values(), *servers.values()}
+
+
+def test_orders_and_states_that_are_damaged_are_taken_for_none_and_said(tmp_path, caplog):
+    place = Place("localhost", "run", str(tmp_path), str(tmp_path / "models"))
+    orders = Orders(number=3, components=[Ordered("replay", ["replay"], "log", 30.0, {})])
+    orders.write(place)
+    assert Orders.read(place) == orders
+    assert Orders.read(place).components[0].component().log == Path("log")
+    state = State(pid=7, proven=Proof(3.5, {"version": 9}), seconds=4.0)
+    state.write(place)
+    assert State.read(place) == state
+    for path in (place.orders, place.state):
+        for damaged in (path.read_text()[:-9], "[]", '{"number": "x", "seconds": []}', "\xff"):
+            path.write_text(damaged)
+            assert (Orders.read(place), State.read(place)) != (orders, state)
+    assert (Orders.read(place), State.read(place)) == (Orders(), State())
+    daemon = Daemon(place)
+    daemon.supervisor.components = [Component("replay", [], tmp_path / "log")]
+    daemon._obey(Orders.read(place))
+    assert [c.name for c in daemon.supervisor.components] == ["replay"]
+    assert "orders.json is damaged, and taken for empty" in caplog.text
+    assert "state.json is damaged, and taken for empty" in caplog.text
 
 
 def test_new_orders_leave_alone_what_is_the_same(tmp_path, monkeypatch):

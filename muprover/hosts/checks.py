@@ -18,7 +18,8 @@ import numpy as np
 from muprover.components import can_listen, listen_everywhere
 from muprover.config import SettingsError
 from muprover.game import load_game
-from muprover.hosts.place import Place, Tree, read_tree
+from muprover.hosts.orders import Orders
+from muprover.hosts.place import Place, Tree
 
 LEAST_FREE = {"replay": 2e9, "trainer": 2e9, "network": 1e9}  # bytes; runs of days need more
 LEAST_FREE_ELSEWHERE = 1e8
@@ -31,8 +32,8 @@ def check(message: Tree) -> Tree:
     """All that is wrong for what this host is to do, in words; and what it has of the run."""
     place = Place(**message["place"])
     components: list[str] = message["components"]
-    orders = read_tree(place.orders) if place.supervisor() else {}
-    mine = set(orders.get("listens", {}).values())
+    orders = Orders.read(place) if place.supervisor() else Orders()
+    mine = set(orders.listens.values())
     problems = [
         *_packages(components),
         *_game(message["game"], "environment" in components),
@@ -42,7 +43,7 @@ def check(message: Tree) -> Tree:
     return {
         "problems": problems,
         "listens": sorted(mine),  # already
-        "elsewhere": orders.get("elsewhere", {}),
+        "elsewhere": orders.elsewhere,
         "run": _stored(place),
         "ssh": os.environ.get("SSH_CONNECTION", "").split(),
     }

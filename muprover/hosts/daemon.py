@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
 
-from muprover.hosts.orders import from_tree
-from muprover.hosts.place import Place, Tree, read_tree, write_tree
+from muprover.hosts.orders import Orders
+from muprover.hosts.place import Place
+from muprover.hosts.state import ComponentState, Proof, State
 from muprover.logs import configure_logging
 from muprover.progress import EvaluationLog
 from muprover.signals import on_signals
@@ -41,13 +42,13 @@ class Daemon:
         self.place = place
         self.supervisor = Supervisor(tell=log.warning, gives_up=False)
         self.stop, self.reload = threading.Event(), threading.Event()
-        before = read_tree(place.state)
-        self._seconds_before = float(before.get("seconds", 0.0))
-        self._proven: Tree | None = before.get("proven")
+        before = State.read(place)
+        self._seconds_before = before.seconds
+        self._proven = before.proven
         self._evaluations = EvaluationLog(place.folder.evaluations)
-        self._orders: Tree = {}
+        self._orders = Orders()
         self._started = time.monotonic()
-        self._written: tuple[float, Tree] = (0.0, {})
+        self._written = (0.0, State())
 
     def run(self, lock: int) -> None:
         """Until SIGTERM. lock: the file descriptor of the place, which components hold as well."""
@@ -67,22 +68,22 @@ class Daemon:
     def _tick(self) -> None:
         if self.reload.is_set():
             self.reload.clear()
-            self._obey(read_tree(self.place.orders))
+            self._obey(Orders.read(self.place))
         self.supervisor.check()
         self._look_at_the_goal()
         self._write_state()
 
-    def _obey(self, orders: Tree) -> None:
+    def _obey(self, orders: Orders) -> None:
         """Ends what is not ordered, starts what is; what is ordered as it runs is left alone."""
-        if not orders:
+        if not orders.number:
             log.warning("there are no orders in %s; all goes on as it is", self.place.orders)
             return
-        self.supervisor.replace([from_tree(tree) for tree in orders["components"]])
+        self.supervisor.replace([ordered.component() for ordered in orders.components])
         self._orders = orders
-        if self._proven and self._proven["evaluation"].get("goal") != orders["goal"]:
+        if self._proven and self._proven.evaluation.get("goal") != orders.goal:
             self._proven = None  # it was another goal
         names = ", ".join(c.name for c in self.supervisor.components)
-        log.info("orders %d: %s", orders["number"], names or "nothing")
+        log.info("orders %d: %s", orders.number, names or "nothing")
 
     @property
     def seconds(self) -> float:
@@ -93,37 +94,37 @@ class Daemon:
         if self._proven is None:
             evaluation = self._evaluations.newest()
             if evaluation.get("goal_met"):
-                self._proven = {"seconds": round(self.seconds, 1), "evaluation": evaluation}
+                self._proven = Proof(round(self.seconds, 1), evaluation)
                 log.info("goal met: %s, after %.0f s", evaluation.get("goal"), self.seconds)
 
     def _write_state(self) -> None:
         """Whenever something has changed, and now and then."""
-        facts = {
-            "pid": os.getppid(),  # the keeper's
-            "orders": self._orders.get("number", 0),
-            "components": [self._describe(c) for c in self.supervisor.components],
-            "goal": self._orders.get("goal"),
-            "proven": self._proven,
-        }
+        state = State(
+            pid=os.getppid(),  # the keeper's
+            orders=self._orders.number,
+            components=[self._describe(c) for c in self.supervisor.components],
+            goal=self._orders.goal,
+            proven=self._proven,
+        )
         at, before = self._written
-        if facts != before or time.monotonic() > at + STATE_SECONDS:
-            write_tree(self.place.state, facts | {"seconds": round(self.seconds, 1)})
-            self._written = (time.monotonic(), facts)
+        if state != before or time.monotonic() > at + STATE_SECONDS:
+            replace(state, seconds=round(self.seconds, 1)).write(self.place)
+            self._written = (time.monotonic(), state)
 
-    def _describe(self, component: Component) -> Tree:
+    def _describe(self, component: Component) -> ComponentState:
         process = component.process
         running = process is not None and process.poll() is None
         state = "done" if component.is_done else "running" if running else "crashed"
         if self.stop.is_set() and not running:
             state = "ended"
         started = time.time() - (time.monotonic() - component.started)
-        return {
-            "name": component.name,
-            "pid": process.pid if process is not None and running else None,
-            "state": state,
-            "started": round(started),
-            "restarts": component.restarts,
-        }
+        return ComponentState(
+            name=component.name,
+            pid=process.pid if process is not None and running else None,
+            state=state,
+            started=round(started),
+            restarts=component.restarts,
+        )
 
 
 class Keeper:

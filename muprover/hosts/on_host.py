@@ -16,13 +16,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from muprover.config import SettingsError
 from muprover.hosts.checks import check, connect, listen
-from muprover.hosts.orders import write_orders
-from muprover.hosts.place import Place, Tree, read_tree, write_tree
+from muprover.hosts.orders import Orders, write_orders
+from muprover.hosts.place import Place, Tree
+from muprover.hosts.state import State
 from muprover.progress import scrape
 from muprover.runfolder import write_text
 
@@ -60,7 +62,7 @@ def _start_supervisor(place: Place) -> int:
             start_new_session=True,
         )
     deadline = time.monotonic() + START_SECONDS
-    while read_tree(place.state).get("pid") != process.pid:
+    while State.read(place).pid != process.pid:
         if process.poll() is not None or time.monotonic() > deadline:
             said = deque(place.log.read_text(errors="replace").splitlines(), 3)
             raise SettingsError(f"the supervisor did not start; it said: {' / '.join(said)}")
@@ -71,7 +73,7 @@ def _start_supervisor(place: Place) -> int:
 def _await_orders(place: Place, number: int) -> None:
     """Until the supervisor has done as ordered, or is gone."""
     deadline = time.monotonic() + END_SECONDS
-    while place.supervisor() and read_tree(place.state).get("orders", 0) < number:
+    while place.supervisor() and State.read(place).orders < number:
         if time.monotonic() > deadline:
             raise SettingsError(f"the supervisor has not done as told within {END_SECONDS:g} s")
         time.sleep(0.05)
@@ -87,13 +89,13 @@ def stop(message: Tree) -> Tree:
         os.kill(pid, signal.SIGTERM)
         _await_end(place)
         return {"was_running": True}
-    orders = read_tree(place.orders)
-    staying = [c for c in orders["components"] if kind(c["name"]) not in kinds]
-    if len(staying) < len(orders["components"]):
-        number = orders["number"] + 1
-        write_tree(place.orders, orders | {"components": staying, "number": number})
+    orders = Orders.read(place)
+    staying = [c for c in orders.components if kind(c.name) not in kinds]
+    if len(staying) < len(orders.components):
+        orders = replace(orders, components=staying, number=orders.number + 1)
+        orders.write(place)
         os.kill(pid, signal.SIGHUP)
-        _await_orders(place, number)
+        _await_orders(place, orders.number)
     return {"was_running": True}
 
 
@@ -108,9 +110,8 @@ def _await_end(place: Place) -> None:
 def status(message: Tree) -> Tree:
     """What the supervisor and the components say: metrics twice, some seconds apart."""
     place = Place(**message["place"])
-    state, orders = read_tree(place.state), read_tree(place.orders)
-    ports = orders.get("metrics", {}) if place.supervisor() else {}
-    tls = orders.get("tls", False)
+    orders = Orders.read(place)
+    ports, tls = orders.metrics if place.supervisor() else {}, orders.tls
     looks = [_look(ports, tls)]
     if message["seconds"] and ports:
         time.sleep(message["seconds"])  # rates are of this time
@@ -118,7 +119,7 @@ def status(message: Tree) -> Tree:
     return {
         "running": place.supervisor() is not None,
         "exists": place.folder.exists,
-        "state": read_tree(place.state) or state,
+        "state": asdict(State.read(place)),
         "now": time.time(),
         "looks": looks,
         "evaluation": _newest_evaluation(place.folder.evaluations),
@@ -166,8 +167,7 @@ def _await_silence(gone: threading.Event) -> None:
 
 def _log_files(place: Place, wanted: str | None) -> list[Path]:
     """Of this host's components and its supervisor; of one kind or name if it is `wanted`."""
-    names = read_tree(place.orders).get("names", [])
-    paths = [*map(place.folder.log, names), place.log]
+    paths = [*map(place.folder.log, Orders.read(place).names), place.log]
     return [
         path
         for path in paths

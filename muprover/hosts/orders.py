@@ -4,13 +4,58 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 from muprover.components import Layout, Ports, free_ports, make_components
 from muprover.hosts.locks import write_locks
-from muprover.hosts.place import Place, Tree, read_tree, write_tree
+from muprover.hosts.place import Place, Tree, read_as, write_tree
 from muprover.services.locks import TLS
 from muprover.supervisor import Component
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A component's command line, and what goes with it."""
+
+    name: str
+    arguments: list[str]
+    log: str
+    grace_seconds: float
+    environment: dict[str, str]
+
+    @classmethod
+    def of(cls, component: Component) -> Self:
+        return cls(
+            name=component.name,
+            arguments=list(component.arguments),
+            log=str(component.log),
+            grace_seconds=component.grace_seconds,
+            environment=dict(component.environment),
+        )
+
+    def component(self) -> Component:
+        return Component(**vars(self) | {"log": Path(self.log)})
+
+
+@dataclass(frozen=True)
+class Orders:
+    number: int = 0  # they are counted; 0: there are none
+    names: list[str] = field(default_factory=list)  # of components that were ever ordered
+    components: list[Ordered] = field(default_factory=list)
+    listens: dict[str, int] = field(default_factory=dict)  # ports of servers
+    elsewhere: dict[str, str] = field(default_factory=dict)  # addresses of servers on other hosts
+    metrics: dict[str, int] = field(default_factory=dict)  # ports, by component
+    tls: bool = False  # of these ports
+    goal: str | None = None
+
+    @classmethod
+    def read(cls, place: Place) -> Self:
+        return read_as(cls, place.orders)
+
+    def write(self, place: Place) -> None:
+        write_tree(place.orders, asdict(self))
 
 
 def write_orders(place: Place, message: Tree) -> int:
@@ -19,7 +64,8 @@ def write_orders(place: Place, message: Tree) -> int:
     message: `layout`, `servers` (ports, by component), `elsewhere` (addresses), `listen`, `locks`,
     `seed`.
     """
-    before = read_tree(place.orders) if place.supervisor() else {}
+    last = Orders.read(place)
+    before = last if place.supervisor() else Orders()
     layout = Layout(**message["layout"])
     _link_versions(place, layout)
     locks = write_locks(place, message["locks"])
@@ -39,25 +85,24 @@ def write_orders(place: Place, message: Tree) -> int:
     game = folder.load()
     components = make_components(layout, ports, folder, game.config, message["seed"], None)
     goal = game.config.evaluation.goal
-    number = int(read_tree(place.orders).get("number", 0)) + 1
-    orders = {
-        "number": number,
-        "names": layout.names,
-        "components": [to_tree(component) for component in components],
-        "listens": {**message["servers"], **({"REST": own["REST"]} if own["REST"] else {})},
-        "elsewhere": message["elsewhere"],
-        "metrics": ports.metrics,
-        "tls": bool(locks.get(TLS)),
-        "goal": str(goal) if goal else None,
-    }
-    write_tree(place.orders, orders)
-    return number
+    orders = Orders(
+        number=last.number + 1,
+        names=layout.names,
+        components=[Ordered.of(component) for component in components],
+        listens={**message["servers"], **({"REST": own["REST"]} if own["REST"] else {})},
+        elsewhere=message["elsewhere"],
+        metrics=ports.metrics,
+        tls=bool(locks.get(TLS)),
+        goal=str(goal) if goal else None,
+    )
+    orders.write(place)
+    return orders.number
 
 
-def own_ports(layout: Layout, servers: Mapping[str, int], before: Tree) -> dict[str, int]:
+def own_ports(layout: Layout, servers: Mapping[str, int], before: Orders) -> dict[str, int]:
     """Those that no other host asks for; what runs already keeps its own."""
     names = [*layout.names, "REST"]
-    kept = {**before.get("metrics", {}), "REST": before.get("listens", {}).get("REST")}
+    kept = {**before.metrics, "REST": before.listens.get("REST")}
     taken = {*servers.values(), *filter(None, kept.values())}
     free = iter([p for p in free_ports(len(names) + len(taken)) if p not in taken])
     own = {name: kept.get(name) or next(free) for name in names}
@@ -76,17 +121,3 @@ def _link_versions(place: Place, layout: Layout) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(versions.resolve())
         os.replace(link, name)
-
-
-def to_tree(component: Component) -> Tree:
-    return {
-        "name": component.name,
-        "arguments": list(component.arguments),
-        "log": str(component.log),
-        "grace_seconds": component.grace_seconds,
-        "environment": dict(component.environment),
-    }
-
-
-def from_tree(tree: Tree) -> Component:
-    return Component(**tree | {"log": Path(tree["log"])})

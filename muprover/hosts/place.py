@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from muprover.config import SettingsError
 from muprover.runfolder import RunFolder, locked, try_lock, write_text
 
+log = logging.getLogger(__name__)
+
 Tree = dict[str, Any]
+Kind = TypeVar("Kind")
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -124,13 +131,23 @@ def check_run_name(name: str) -> str:
     return name
 
 
-def read_tree(path: Path) -> Tree:
-    """Of a JSON file that is written as a whole; empty if there is none."""
+def read_as(kind: type[Kind], path: Path) -> Kind:
+    """A JSON file that is written as a whole; `kind()` where there is none, and where it is damaged,
+    which is said."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
+        return _adapter(kind).validate_json(path.read_bytes(), strict=True)
+    except FileNotFoundError:
+        pass
+    except ValidationError as error:
+        log.warning("%s is damaged, and taken for empty: %s", path, error.errors()[0]["msg"])
+    except OSError as error:
+        log.warning("%s cannot be read, and is taken for empty: %s", path, error.strerror)
+    return kind()
+
+
+@cache
+def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
+    return TypeAdapter(kind)
 
 
 def write_tree(path: Path, tree: Tree) -> None:
