@@ -1,4 +1,5 @@
-"""All targets of fuzzing, by name. Those of the network server need TensorFlow: seconds."""
+"""All targets of fuzzing, by name. Those of the network server and of what is trained need
+TensorFlow: seconds."""
 
 from __future__ import annotations
 
@@ -12,9 +13,12 @@ MODULES = {  # by the first word of their targets' names
     "environment": "environment",
     "replay": "replay",
     "file": "files",
+    "host": "hosts",
+    "door": "doors",
     "answer": "answers",
     "models": "models",
     "network": "network",
+    "trained": "trained",
 }
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

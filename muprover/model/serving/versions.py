@@ -29,7 +29,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from muprover.model.compiled import note_compiled
-from muprover.model.export import MANIFEST, OBJECT_GRAPH, VARIABLES, WARMUP
+from muprover.model.export import DAMAGE, MANIFEST, OBJECT_GRAPH, VARIABLES, WARMUP
 from muprover.model.runtime import flat
 from muprover.model.serving.batch_sizes import BatchSizes
 from muprover.model.serving.codec import InputSpec
@@ -45,7 +45,6 @@ Call = Callable[..., Mapping[str, tf.Tensor]]
 COMPILED = ("search", "initial_inference", "recurrent_inference")
 ALIASES = {"search_xla": "search", "serving_default": "search"}
 MAX_WARMUP_RECORDS = 1000
-DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, DecodeError)
 
 
 class Function:
@@ -165,7 +164,7 @@ class Loader:
                 return self._load(path, like)
         except ServingError:
             raise
-        except (tf.errors.OpError, OSError, *DAMAGE) as error:
+        except (tf.errors.OpError, OSError, DecodeError, *DAMAGE) as error:
             raise ServingError(
                 grpc.StatusCode.DATA_LOSS, f"cannot load {path}: {type(error).__name__}: {error}"
             ) from error
@@ -179,7 +178,7 @@ class Loader:
         is_new = program is None
         if program is None:
             program = _load_program(path, manifest, self._max_rows, self._allowed_sizes)
-        version = LoadedVersion(int(path.name), program, weights, manifest["created"])
+        version = LoadedVersion(int(path.name), program, weights, float(manifest["created"]))
         if is_new:
             self._warm_up(path, version, like)
             self._programs[manifest["graph_hash"]] = program
