@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ SOON_SECONDS = 120.0  # for one that ends by itself: TensorFlow alone may take h
 SOON_KILLED_SECONDS = 20.0  # for one that is killed
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # s before a component is started again
 PAUSE_GROWTH, MOST_GROWTHS = 4, 10
+MOST_LOG_BYTES = 64 << 20  # of one log; what was before is kept once
+LOG_SECONDS = 10.0  # between two looks at how long logs are
 STANDBY_SECONDS = 15.0  # of work, before a standby is started: to get ready takes all cores
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -116,6 +119,7 @@ class Supervisor:
     tell: Callable[[str], None] = log.warning  # what people should know
     gives_up: bool = True  # where nobody watches, it is better to go on trying
     _keep: int | None = None
+    _looked_at_logs: float = 0.0
 
     def start(self, keep: int | None = None) -> None:
         """keep: a file descriptor that all components inherit."""
@@ -124,7 +128,9 @@ class Supervisor:
             component.start(keep)
 
     def check(self) -> None:
-        """Restarts what has crashed, after a pause; raises `ComponentError` if one always does."""
+        """Restarts what has crashed, after a pause; raises `ComponentError` if one always does.
+        Cuts logs that have become long."""
+        self._cut_logs()
         for component in self.components:
             process = component.process
             if process is None:
@@ -135,6 +141,13 @@ class Supervisor:
                 component.back(self._keep)
             elif not component.is_done:
                 self._on_exit(component, process.returncode)
+
+    def _cut_logs(self) -> None:
+        if time.monotonic() - self._looked_at_logs >= LOG_SECONDS:
+            self._looked_at_logs = time.monotonic()
+            for component in self.components:
+                with contextlib.suppress(OSError):  # a full disk: it is looked at again
+                    cut_log(component.log)
 
     def stop(self, components: Sequence[Component] | None = None) -> None:
         """Ends everything, or these: each group is told, then waited for, before the next one."""
@@ -203,6 +216,14 @@ class Supervisor:
             self.tell(f"{component.name} did not end in time and is killed")
             _kill_group(component)
             component.process.wait()
+
+
+def cut_log(log: Path) -> None:
+    """Moves what a log that is too long holds to `<name>.1`, in place of what was there; the process
+    that appends to it goes on."""
+    if log.stat().st_size > MOST_LOG_BYTES:
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
 
 
 def _is_same(one: Component, other: Component | None) -> bool:

@@ -391,6 +391,8 @@ def test_logs_begin_with_their_last_lines_and_come_whole(tmp_path):
         file.write("f\nnext\n")
     assert list(log.new_lines()) == ["half", "next"]
     assert list(log.new_lines()) == []
+    path.write_text("new\n")  # it was cut
+    assert list(log.new_lines()) == ["new"]
 
 
 def test_what_runs_keeps_the_ports_that_were_found_for_it():

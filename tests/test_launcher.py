@@ -63,6 +63,29 @@ def test_a_killed_component_is_started_again(script):
     assert component.process.poll() is not None
 
 
+def test_logs_that_become_long_are_cut_and_written_on(script, monkeypatch):
+    monkeypatch.setattr(supervision, "MOST_LOG_BYTES", 1000)
+    monkeypatch.setattr(supervision, "LOG_SECONDS", 0.0)
+    code = (
+        "import itertools, time\n"
+        "for number in itertools.count():\n"
+        "    print(f'line {number}', flush=True); time.sleep(0.001)"
+    )
+    supervisor = Supervisor([script("talker", code)])
+    supervisor.start()
+    (component,) = supervisor.components
+    before = component.log.with_name("talker.log.1")
+    try:
+        until(lambda: supervisor.check() or before.exists())
+        assert before.read_text().startswith("line 0\n")
+        first = before.read_text()
+        until(lambda: supervisor.check() or before.read_text() != first)  # and once more
+        assert len(before.read_text()) < 20_000
+        until(lambda: component.log.read_text().startswith("line "))  # no hole at its begin
+    finally:
+        supervisor.stop()
+
+
 def test_a_standby_takes_the_place_of_what_dies(script, monkeypatch):
     monkeypatch.setattr(supervision, "STANDBY_SECONDS", 0.0)
     code = (

@@ -185,6 +185,8 @@ class LogFile:
 
     def new_lines(self) -> Iterator[str]:
         """Whole lines."""
+        if os.fstat(self._file.fileno()).st_size < self._file.tell():  # it was cut
+            self._file.seek(0)
         rest = self._pending.pop() if self._pending and self._pending[-1][-1:] != b"\n" else b""
         lines, self._pending = [*self._pending, *(rest + self._file.read()).splitlines(True)], []
         for line in lines:

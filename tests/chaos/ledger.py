@@ -23,7 +23,7 @@ CHECKPOINT = re.compile(r'model_checkpoint_path: ".*-(\d+)"')
 def acknowledged(folder: RunFolder) -> set[Key]:
     """Segments that agents say replay has taken: in their logs, at level debug."""
     keys: set[Key] = set()
-    for path in (folder.path / "logs").glob("agent-*.log"):
+    for path in (folder.path / "logs").glob("agent-*.log*"):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if "acknowledged" in line:
                 keys |= {(int(g, 16), int(s)) for g, s in ACKNOWLEDGED.findall(line)}
