@@ -1,5 +1,5 @@
-"""What is done at signals. A handler may interrupt anything, so it may wait for no lock, and not even
-set an event for which the main thread waits; what is to be done is done by a thread."""
+"""What is done at signals, by a thread: a handler may interrupt anything, so it may wait for no
+lock, and not even set an event for which the main thread waits."""
 
 from __future__ import annotations
 

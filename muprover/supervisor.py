@@ -219,8 +219,8 @@ class Supervisor:
 
 
 def cut_log(log: Path) -> None:
-    """Moves what a log that is too long holds to `<name>.1`, in place of what was there; the process
-    that appends to it goes on."""
+    """Moves what a log that is too long holds to `<name>.1`, in place of what was there; whoever
+    appends to it goes on."""
     if log.stat().st_size > MOST_LOG_BYTES:
         shutil.copyfile(log, log.with_name(f"{log.name}.1"))
         os.truncate(log, 0)

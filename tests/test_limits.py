@@ -202,7 +202,7 @@ def test_games_that_wait_for_the_disk_are_bounded(tmp_path, monkeypatch):
 
 def test_streams_of_samples_that_ask_for_nothing_hold_no_place(tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "MAX_SAMPLE_STREAMS", 2)
-    monkeypatch.setattr(replay, "SAMPLE_SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(replay, "SAMPLE_SILENCE_SECONDS", 5.0)
     with ReplayThread(tmp_path) as kept, open_channel(kept.address) as channel:
         stub = replay_pb2_grpc.ReplayServiceStub(channel)
         game = game_to_proto(make_game(kept.config, 10, np.random.default_rng(0)))
@@ -239,9 +239,10 @@ def test_games_of_a_restore_and_a_backup_are_few_at_a_time(tmp_path, monkeypatch
     """64 of them would be more than may wait for the disk."""
     monkeypatch.setattr(replay, "BYTES_AT_ONCE", 2_000)
     monkeypatch.setattr(replay, "MAX_WAITING_BYTES", 10_000)
-    with ReplayThread(tmp_path) as kept, contextlib.closing(
-        RemoteReplayBuffer(kept.address, kept.config)
-    ) as client:
+    with (
+        ReplayThread(tmp_path) as kept,
+        contextlib.closing(RemoteReplayBuffer(kept.address, kept.config)) as client,
+    ):
         games = make_games(kept.config, [10] * 60, np.random.default_rng(0))
         messages = [game_to_proto(game) for game in games]
         assert sum(message.ByteSize() for message in messages) > 2 * 10_000
@@ -393,6 +394,10 @@ def test_metrics_are_told_while_others_say_nothing(monkeypatch):
         connection.close()
 
 
+def channel_to(port: int) -> grpc.Channel:
+    return open_channel(f"localhost:{port}")
+
+
 def watchers(channel: grpc.Channel, count: int) -> list[Any]:
     """That many, each of which has been told something."""
     request = health_pb2.HealthCheckRequest(service=ALIVE)
@@ -403,46 +408,44 @@ def watchers(channel: grpc.Channel, count: int) -> list[Any]:
 
 def test_watchers_of_health_are_bounded(monkeypatch):
     monkeypatch.setattr(health_servicers, "MAX_WATCHERS", 3)
-    with bare_server(lambda: Server([], 0, "localhost")) as port:
-        with open_channel(f"localhost:{port}") as channel:
-            calls = watchers(channel, 3)
-            with pytest.raises(grpc.RpcError) as error:
-                watchers(channel, 1)
-            assert error.value.code() == EXHAUSTED
-            assert "watchers of its health" in error.value.details()
-            calls[0].cancel()
-            until(lambda: _succeeds(lambda: watchers(channel, 1), grpc.RpcError))
-            for call in calls:
-                call.cancel()
+    with bare_server(lambda: Server([], 0, "localhost")) as port, channel_to(port) as channel:
+        calls = watchers(channel, 3)
+        with pytest.raises(grpc.RpcError) as error:
+            watchers(channel, 1)
+        assert error.value.code() == EXHAUSTED
+        assert "watchers of its health" in error.value.details()
+        calls[0].cancel()
+        until(lambda: _succeeds(lambda: watchers(channel, 1), grpc.RpcError))
+        for call in calls:
+            call.cancel()
 
 
 def test_calls_of_a_health_port_are_bounded(monkeypatch):
     monkeypatch.setattr(health, "MAX_CALLS", 3)
-    with contextlib.closing(health.HealthPort(0, "localhost")) as served:
-        with open_channel(f"localhost:{served.port}") as channel:
-            calls = watchers(channel, 3)
-            with pytest.raises(grpc.RpcError) as error:
-                watchers(channel, 1)
-            assert error.value.code() == EXHAUSTED
-            for call in calls:
-                call.cancel()
+    served = health.HealthPort(0, "localhost")
+    with contextlib.closing(served), channel_to(served.port) as channel:
+        calls = watchers(channel, 3)
+        with pytest.raises(grpc.RpcError) as error:
+            watchers(channel, 1)
+        assert error.value.code() == EXHAUSTED
+        for call in calls:
+            call.cancel()
 
 
 def test_reflection_ends_when_nobody_asks_anything(monkeypatch):
     monkeypatch.setattr(limits, "FIRST_SECONDS", 1.0)
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    with bare_server(lambda: Server([], 0, "localhost")) as port:
-        with open_channel(f"localhost:{port}") as channel:
-            silent = Silent()
-            call = channel.stream_stream(path)(silent, timeout=SERVED_SECONDS)
-            assert call.code() == ABORTED
-            silent.end()
-            [services] = channel.stream_stream(path)(iter([b":\x01*"]), timeout=SERVED_SECONDS)
-            assert b"grpc.health.v1.Health" in services
+    with bare_server(lambda: Server([], 0, "localhost")) as port, channel_to(port) as channel:
+        silent = Silent()
+        call = channel.stream_stream(path)(silent, timeout=SERVED_SECONDS)
+        assert call.code() == ABORTED
+        silent.end()
+        [services] = channel.stream_stream(path)(iter([b":\x01*"]), timeout=SERVED_SECONDS)
+        assert b"grpc.health.v1.Health" in services
 
 
 def test_who_does_not_read_a_version_does_not_fetch_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "READING_SECONDS", 1.0)
+    monkeypatch.setattr(limits, "READING_SECONDS", 5.0)
     monkeypatch.setattr(models, "MAX_FETCHES", 2)
     content = bytes(32 << 20)
     write_version(tmp_path, 1, {"saved_model.pb": content})
@@ -456,7 +459,7 @@ def test_who_does_not_read_a_version_does_not_fetch_for_ever(tmp_path, monkeypat
                 return sum(len(piece.data) for piece in fetch(request, timeout=60))
 
         until(lambda: _succeeds(fetched, grpc.RpcError))  # the version has been seen
-        with open_channel(f"localhost:{port.port}") as channel:
+        with channel_to(port.port) as channel:
             stub = models_pb2_grpc.ModelRepositoryServiceStub(channel)
             slow = [stub.Fetch(request) for _ in range(2)]
             for call in slow:

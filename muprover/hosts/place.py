@@ -132,8 +132,8 @@ def check_run_name(name: str) -> str:
 
 
 def read_as(kind: type[Kind], path: Path) -> Kind:
-    """A JSON file that is written as a whole; `kind()` where there is none, and where it is damaged,
-    which is said."""
+    """A JSON file that is written as a whole; `kind()` where there is none, or where it is damaged,
+    of which is told."""
     try:
         return _adapter(kind).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:

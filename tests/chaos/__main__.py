@@ -2,11 +2,11 @@
 
     make chaos ARGS="--minutes 10 --interval 30 --faults kill"
     python tests/chaos [--minutes 2] [--faults kill,stop,link,disk,tear,model,checkpoint,clock]
-    python tests/chaos --cluster [--release R]        pods of a release, on the cluster of KUBECONFIG
+    python tests/chaos --cluster [--release R]       pods of a release, on the cluster of KUBECONFIG
 
 Its exit status is 0 if nothing was lost or doubled, all went on at full speed after each fault, and
-the proof was reached. As root on Linux it runs in a network and a mount namespace of its own, so that links can be cut
-and a small disk be filled without harm to the machine.
+the proof was reached. As root on Linux it runs in a network and a mount namespace of its own, so
+that links can be cut and a small disk be filled without harm to the machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from chaos import cluster
 from chaos.faults import FAULTS, Clock, Fault, Scene, faketime
 from chaos.ledger import Ledger, acknowledged, backed_up
 from chaos.watch import Recovery, Run
-
 from muprover.launcher import Status
 from muprover.runfolder import RunFolder
 

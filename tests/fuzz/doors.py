@@ -96,7 +96,10 @@ TARGETS = [
     Target(
         "door.token",
         file(read_tokens, "token"),
-        lambda: [b"a-token-that-is-long-enough\n", b"another-token-of-them\nand-an-older-token-yet\n"],
+        lambda: [
+            b"a-token-that-is-long-enough\n",
+            b"another-token-of-them\nand-an-older-token-yet\n",
+        ],
         lambda data, rng: (mutate_text if rng.randrange(2) else mutate_bytes)(data, rng),
         0.3,
     ),

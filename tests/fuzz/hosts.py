@@ -1,4 +1,4 @@
-"""What `muprover up` leaves on hosts and on the machine that it was typed on: orders, states, records."""
+"""What `muprover up` leaves: orders and states on hosts, records where it was typed."""
 
 from __future__ import annotations
 

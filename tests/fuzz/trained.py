@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import json
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -78,7 +77,9 @@ def open_manifest(folder: Path) -> Feed:
 
 
 def manager(folder: Path) -> tf.train.CheckpointManager:
-    state = tf.train.Checkpoint(weight=tf.Variable(tf.zeros(4)), step=tf.Variable(1, dtype=tf.int64))
+    state = tf.train.Checkpoint(
+        weight=tf.Variable(tf.zeros(4)), step=tf.Variable(1, dtype=tf.int64)
+    )
     return tf.train.CheckpointManager(state, str(folder), 2, checkpoint_name="training")
 
 

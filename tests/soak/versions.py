@@ -69,8 +69,11 @@ def growth(counted: list[Count]) -> list[str]:
         "versions remembered": (late.statuses, MOST_REMEMBERED),
         "lines of metrics": (late.metrics, early.metrics),
     }
-    return [f"{what}: {now:g}, at most {at_most:g}" for what, (now, at_most) in most.items()
-            if now > at_most]
+    return [
+        f"{what}: {now:g}, at most {at_most:g}"
+        for what, (now, at_most) in most.items()
+        if now > at_most
+    ]
 
 
 def main() -> int:
