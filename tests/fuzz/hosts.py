@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 from fuzz.files import refused
 from fuzz.mutate import text
@@ -48,7 +49,6 @@ def file_of_a_host(path_of: Callable[[Place], Path]) -> Callable[[Path], Feed]:
 
 
 def open_record(folder: Path) -> Feed:
-    os.environ["XDG_STATE_HOME"] = str(folder)
     path = folder / "muprover" / "runs" / "run.json"
     path.parent.mkdir(parents=True)
 
@@ -60,9 +60,9 @@ def open_record(folder: Path) -> Feed:
         assert isinstance(record.has_evaluator, bool)
 
     def feed(data: bytes) -> None:
-        os.environ["XDG_STATE_HOME"] = str(folder)
         path.write_bytes(data)
-        refused(read)
+        with patch.dict(os.environ, XDG_STATE_HOME=str(folder)):
+            refused(read)
 
     return feed
 
