@@ -73,10 +73,10 @@ class Component:
             self.standby_at = time.monotonic() + 4 * STANDBY_SECONDS
 
     def end_standby(self) -> None:
-        if self.standby is not None:
-            self.standby.kill()
-            self.standby.wait()
-            self.standby = None
+        ended, self.standby = self.standby, None  # a signal may have it ended by another thread
+        if ended is not None:
+            ended.kill()
+            ended.wait()
 
     def _promoted(self) -> subprocess.Popen[bytes] | None:
         """Its standby, told to take the place; None if there is none."""
