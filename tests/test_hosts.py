@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -255,8 +256,9 @@ def test_servers_that_let_in_anyone_are_spoken_of_before_they_start(tmp_path, st
 
     def said(text: str, locks: Locks) -> bool:
         lines: list[str] = []
+        planned = replace(plan(text), run=f"run-{len(list(state.rglob('*.json')))}")
         options = UpOptions("tictactoe", None, (), None, False, Layout(), locks)
-        up_module.up(plan(text), options, lines.append)
+        up_module.up(planned, options, lines.append)
         return any("anyone who reaches these hosts may use the servers" in line for line in lines)
 
     assert said(THREE, Locks())

@@ -226,7 +226,7 @@ def test_streams_of_samples_that_ask_for_nothing_hold_no_place(tmp_path, monkeyp
 def test_a_trainer_that_works_longer_than_a_stream_may_be_silent_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "SAMPLE_SILENCE_SECONDS", 0.3)
     with ReplayThread(tmp_path) as kept:
-        trainer = RemoteReplayBuffer(kept.address, kept.config, timeout=0.5)
+        trainer = RemoteReplayBuffer(kept.address, kept.config)
         with contextlib.closing(trainer):
             trainer.add(make_games(kept.config, [20] * 4, np.random.default_rng(0)))
             with contextlib.closing(trainer.sample(8, prefetch=1)) as batches:
