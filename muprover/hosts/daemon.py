@@ -16,6 +16,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from select import select
 
 from muprover.hosts.orders import Orders
 from muprover.hosts.place import Place
@@ -130,17 +131,21 @@ class Daemon:
 class Keeper:
     """Starts a supervisor, and another one when it is killed.
 
-    It takes signals one after the other, when it is ready for them: none is lost, and none is sent
-    to a child that is not there.
+    Signals wait in a pipe until it is ready for them: none is lost, and none is sent to a child
+    that is not there.
     """
 
     def __init__(self, place: Place) -> None:
         self._place = place
         self._is_ending = False
+        self._arrived, arrives = os.pipe()
+        os.set_blocking(arrives, False)
+        signal.set_wakeup_fd(arrives)
+        for number in WAITED_FOR:
+            signal.signal(number, lambda *_: None)
 
     def run(self) -> int:
         """Until the supervisor ends by itself; answers its status."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
         with self._place.hold() as lock:
             while True:
                 began = time.monotonic()
@@ -149,16 +154,20 @@ class Keeper:
                 if status == 0 or self._is_ending or (status > 0 and soon):
                     return max(0, status)
                 log.error("the supervisor ended with %d; starting another", status)
-                if signal.sigtimedwait(ENDING, PAUSE_SECONDS):
+                if select([self._arrived], [], [], PAUSE_SECONDS)[0] and self._next() in ENDING:
                     return 0
 
     def _supervise(self, lock: int) -> int:
         """Runs one in a child process; answers its status, below 0 for a signal."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)  # the child is not ready for them
         child = os.fork()
         if child == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os._exit(supervise(self._place, lock))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WAITED_FOR)
         while True:
-            number = signal.sigwait(WAITED_FOR)
+            number = self._next()
             if number != signal.SIGCHLD:
                 self._is_ending |= number in ENDING
                 os.kill(child, number)  # which has not been waited for: it is still this one
@@ -166,6 +175,10 @@ class Keeper:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status)
+
+    def _next(self) -> int:
+        """The signal that came next, as soon as there is one."""
+        return os.read(self._arrived, 1)[0]
 
 
 def supervise(place: Place, lock: int) -> int:

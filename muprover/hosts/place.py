@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,7 +134,7 @@ def read_as(kind: type[Kind], path: Path) -> Kind:
     """A JSON file that is written as a whole; `kind()` where there is none, or where it is damaged,
     of which is told."""
     try:
-        return _adapter(kind).validate_json(path.read_bytes(), strict=True)
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         pass
     except ValidationError as error:
@@ -143,11 +142,6 @@ def read_as(kind: type[Kind], path: Path) -> Kind:
     except OSError as error:
         log.warning("%s cannot be read, and is taken for empty: %s", path, error.strerror)
     return kind()
-
-
-@cache
-def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
-    return TypeAdapter(kind)
 
 
 def write_tree(path: Path, tree: Tree) -> None:
