@@ -260,14 +260,15 @@ def test_a_restored_checkpoint_continues_as_if_nothing_had_happened(tmp_path: Pa
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path):
+@pytest.mark.parametrize("damage", [lambda data: bytes(len(data)), lambda data: data[:9]])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, damage):
     training = Training(tiny_game(), 0)
     manager = training.checkpoint(tmp_path)
     for step in (1, 2):
         training.update(example_batch(tiny_game(), 4, np.random.default_rng(step)))
         manager.save(step)
     [newest] = tmp_path.glob("training-2.data-*")
-    newest.write_bytes(bytes(newest.stat().st_size))
+    newest.write_bytes(damage(newest.read_bytes()))
     resumed = Training(tiny_game(), 99)
     assert str(restore_newest(resumed.checkpoint(tmp_path))).endswith("training-1")
     assert resumed.step == 1

@@ -33,6 +33,7 @@ import tensorflow as tf
 
 from muprover.config import Config
 from muprover.model.graph_hash import hash_graphs
+from muprover.model.runtime import DAMAGE
 from muprover.model.search import search
 from muprover.modelfolder import (
     remove_abandoned,
@@ -48,8 +49,6 @@ log = logging.getLogger(__name__)
 
 FUNCTIONS = ("search", "initial_inference", "recurrent_inference", "about")
 MANIFEST = Path("assets.extra/muprover.json")
-# What comes of a version whose files are not as they were written.
-DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 WARMUP = Path("assets.extra/tf_serving_warmup_requests")
 VARIABLES = "variables/variables"
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -131,7 +130,7 @@ class Exporter:
         """Takes everything but the weights from the newest sound version of the same origin."""
         for version in reversed(version_numbers(self._model_dir)):
             folder = self._model_dir / str(version)
-            with contextlib.suppress(OSError, *DAMAGE, tf.errors.OpError):
+            with contextlib.suppress(*DAMAGE):
                 manifest = json.loads((folder / MANIFEST).read_bytes())
                 if made_from and manifest.get("made_from") == made_from:
                     self._files = _sound_files(folder, manifest["sha256"])

@@ -1,4 +1,5 @@
-"""How TensorFlow and XLA use the machine: to be said before their first computation."""
+"""How TensorFlow and XLA use the machine, to be said before their first computation; and what they
+raise."""
 
 from __future__ import annotations
 
@@ -8,9 +9,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 FAST_MATH = "--xla_cpu_enable_fast_math=true"  # keeps infinities and NaNs; helps convolutions
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # no splitting of work that nobody shares
+
+# What comes of a checkpoint or a version whose files are not as they were written.
+DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
+    *(tf.errors.OpError, DecodeError),
+)
 
 
 def tune(

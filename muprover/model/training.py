@@ -15,6 +15,7 @@ from muprover.config import TrainingConfig
 from muprover.game import Game
 from muprover.model.losses import Losses, batch_losses
 from muprover.model.networks import build_network
+from muprover.model.runtime import DAMAGE
 from muprover.replay import Batch
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ def restore_newest(checkpoints: tf.train.CheckpointManager) -> str | None:
     for path in reversed(checkpoints.checkpoints):
         try:
             checkpoints.checkpoint.restore(path)
-        except (tf.errors.OpError, ValueError) as error:
+        except DAMAGE as error:
             log.error("checkpoint %s cannot be read, the one before is tried: %s", path, error)
         else:
             return str(path)

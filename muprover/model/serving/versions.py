@@ -23,14 +23,13 @@ from typing import Any
 import grpc
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from muprover.model.compiled import note_compiled
-from muprover.model.export import DAMAGE, MANIFEST, OBJECT_GRAPH, VARIABLES, WARMUP
-from muprover.model.runtime import flat
+from muprover.model.export import MANIFEST, OBJECT_GRAPH, VARIABLES, WARMUP
+from muprover.model.runtime import DAMAGE, flat
 from muprover.model.serving.batch_sizes import BatchSizes
 from muprover.model.serving.codec import InputSpec
 from muprover.model.serving.errors import ServingError
@@ -164,7 +163,7 @@ class Loader:
                 return self._load(path, like)
         except ServingError:
             raise
-        except (tf.errors.OpError, OSError, DecodeError, *DAMAGE) as error:
+        except DAMAGE as error:
             raise ServingError(
                 grpc.StatusCode.DATA_LOSS, f"cannot load {path}: {type(error).__name__}: {error}"
             ) from error
