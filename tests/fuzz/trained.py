@@ -12,7 +12,7 @@ from pathlib import Path
 import tensorflow as tf
 from network_servers import tiny_exporter
 
-from fuzz.mutate import join, mutate_bytes, several, split, text
+from fuzz.mutate import join, split, text
 from fuzz.target import Feed, Target
 from muprover.model.export import MANIFEST, Exporter
 from muprover.model.serving.errors import ServingError
@@ -116,5 +116,4 @@ TARGETS = [
         text(("sha256", "weights", "functions", "created", "graph_hash", "made_from")),
         0.1,
     ),
-    Target("trained.checkpoint", open_checkpoint, checkpoints, several(mutate_bytes), 0.1),
 ]
