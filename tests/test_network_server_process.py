@@ -137,3 +137,43 @@ def test_sigterm_ends_it_in_order(tmp_path: Path) -> None:
         process.wait()
     reader.join()
     assert not any("Traceback" in line for line in lines), "".join(lines)
+
+
+DEVICES = """
+import sys
+from pathlib import Path
+from muprover.model.runtime import cpu_devices, tune_for_several
+tune_for_several(threads=2, at_a_time=2)
+from muprover.model.serving.batching import Batcher, BatchingOptions
+from muprover.model.serving.metrics import Metrics
+from muprover.model.serving.versions import Loader
+from network_servers import search_inputs
+devices, metrics = cpu_devices(), Metrics()
+version = Loader(64, (), metrics, devices).load(Path(sys.argv[1]))
+function = version.program.function("search")
+inputs = search_inputs()._asdict()
+where, answers = [], []
+for device in devices:
+    outputs = function.run(version.on(device), inputs, device)
+    where.append(outputs["action_weights"].device)
+    answers.append(outputs["action_weights"].numpy())
+assert all(w.endswith(d) for w, d in zip(where, devices, strict=True)), (where, devices)
+assert len(set(devices)) == 2, devices
+assert (answers[0] == answers[1]).all()
+batcher = Batcher(BatchingOptions(devices=devices), metrics)
+asked = [batcher.submit(version, function, inputs, ("action_weights",)) for _ in range(20)]
+assert all((a.result(60)["action_weights"] == answers[0]).all() for a in asked)
+batcher.close()
+"""
+
+
+def test_batches_at_the_same_time_run_on_devices_of_their_own(tmp_path: Path) -> None:
+    """XLA's programs take turns on the threads of one device."""
+    tiny_exporter(tmp_path).export(1)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, "-c", DEVICES, str(tmp_path / "1")],
+        env=os.environ | {"PYTHONPATH": path},
+        check=True,
+        timeout=300,
+    )

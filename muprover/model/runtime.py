@@ -21,26 +21,47 @@ DAMAGE = (
 )
 
 
-def tune(
-    intra_op: int | None = None, inter_op: int | None = None, at_a_time: int | None = None
-) -> None:
+MOST_DEVICES = 4  # of the CPUs: each compiles for itself
+
+
+def tune(intra_op: int | None = None, inter_op: int | None = None, devices: int = 1) -> None:
     """Bounds TensorFlow's thread pools (0 or None: it decides), and tells XLA what suits them.
 
-    intra_op: threads of all compiled programs together, whoever calls them: with one, two calls
-    take turns. at_a_time: programs that are to run; with as many threads none need be split.
+    XLA runs programs on the pool of their device, `intra_op` threads, whoever calls them. So that
+    several at a time neither take turns (with one thread) nor get into each other's way (with
+    more), there may be several CPU `devices`, with a pool each.
 
     The environment's XLA_FLAGS come after ours, and win.
     """
-    is_whole = intra_op is not None and 0 < intra_op <= (at_a_time or 1)
-    flags = [FAST_MATH] + [ONE_THREAD] * is_whole
+    flags = [FAST_MATH] + [ONE_THREAD] * (intra_op == 1)
     os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
     with contextlib.suppress(RuntimeError):  # too late: it has begun
+        if devices > 1:
+            os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"  # or else all have the same pool
+            [cpu] = tf.config.list_physical_devices("CPU")
+            each = [tf.config.LogicalDeviceConfiguration() for _ in range(devices)]
+            tf.config.set_logical_device_configuration(cpu, each)
         if intra_op:
             tf.config.threading.set_intra_op_parallelism_threads(intra_op)
         if inter_op:
             tf.config.threading.set_inter_op_parallelism_threads(inter_op)
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def tune_for_several(threads: int, at_a_time: int, inter_op: int | None = None) -> None:
+    """For so many programs at a time, on so many threads in all."""
+    devices = min(threads, at_a_time, MOST_DEVICES)
+    if tf.config.list_physical_devices("GPU"):
+        devices = 1
+    tune(threads // devices, inter_op, devices)
+
+
+def cpu_devices() -> tuple[str, ...]:
+    """Names of the CPU devices that programs run on; none where a GPU runs them."""
+    if tf.config.list_physical_devices("GPU"):
+        return ()
+    return tuple(device.name for device in tf.config.list_logical_devices("CPU"))
 
 
 def flat(function: Any) -> Callable[..., Mapping[str, tf.Tensor]]:

@@ -303,16 +303,18 @@ class Alone:
     def __init__(self, name: str, folder: Path) -> None:
         from muprover.model.export import export_version
         from muprover.model.networks import build_network
-        from muprover.model.runtime import tune
+        from muprover.model.runtime import cpu_devices, tune_for_several
         from muprover.model.serving.metrics import Metrics
         from muprover.model.serving.versions import Loader
 
         cores = len(os.sched_getaffinity(0))
-        tune(cores, at_a_time=cores)  # as the network server does
+        tune_for_several(cores, cores)  # as the network server does
         self.game = load_game(name)
         network = build_network(self.game, 0)
         version = export_version(network, self.game.config, folder, training_step=1)
-        self.version = Loader(4096, (), Metrics()).load(folder / str(version))
+        self.devices = cpu_devices()
+        loader = Loader(4096, (), Metrics(), self.devices)
+        self.version = loader.load(folder / str(version))
         self.search = self.version.program.function("search")
 
     def obey(self) -> None:
@@ -324,14 +326,16 @@ class Alone:
     def measure(self, batch: int, threads: int, seconds: float) -> float:
         """Simulations per second, of searches of random positions with fresh seeds."""
         inputs = self.inputs(batch)
-        self.search.run(self.version.weights, inputs)
+        for device in self.devices:
+            self.search.run(self.version.on(device), inputs, device)
         start, counts = time.perf_counter(), [0] * threads
 
         def work(thread: int) -> None:
-            rng = np.random.default_rng(thread)
+            rng, device = np.random.default_rng(thread), self.devices[thread % len(self.devices)]
+            weights = self.version.on(device)
             while time.perf_counter() < start + seconds:
                 inputs_now = inputs | {"seed": rng.integers(-(2**31), 2**31, (batch, 2), np.int32)}
-                outputs = self.search.run(self.version.weights, inputs_now)
+                outputs = self.search.run(weights, inputs_now, device)
                 outputs["action"].numpy()
                 counts[thread] += 1
 

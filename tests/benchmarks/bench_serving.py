@@ -41,6 +41,7 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with tempfile.TemporaryDirectory() as folder:
+        tune_as_the_server(args)
         config = export(Path(folder), args)
         inputs = make_inputs(config, args.batch, args.simulations)
         with Server(Path(folder), args) as server, Clients(server, config, inputs) as clients:
@@ -70,6 +71,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of the server, for batches")
     parser.add_argument("--json", type=Path, help="write the figures there")
     return parser.parse_args()
+
+
+def tune_as_the_server(args):
+    from muprover.model.runtime import tune_for_several
+
+    tune_for_several(args.cores, args.threads)
 
 
 def export(folder, args):
@@ -209,7 +216,7 @@ def serve_turns(pipe, address, config, inputs):
     while (turn := pipe.recv()) is not None:
         seconds, groups = turn
         cpu = time.process_time()
-        count = call_in_threads(lambda: network.policy(inputs), seconds, groups)
+        count = call_in_threads(lambda _: network.policy(inputs), seconds, groups)
         pipe.send((count, time.process_time() - cpu))
 
 
@@ -217,12 +224,12 @@ class Local:
     """The server's own compiled function, in this process."""
 
     def __init__(self, folder, args, inputs):
-        from muprover.model.runtime import tune
+        from muprover.model.runtime import cpu_devices
         from muprover.model.serving.metrics import Metrics
         from muprover.model.serving.versions import Loader
 
-        tune(args.cores, at_a_time=args.threads)  # as the server does
-        loader = Loader(2 * args.batch, sizes(args), Metrics())
+        self._devices = cpu_devices()
+        loader = Loader(2 * args.batch, sizes(args), Metrics(), self._devices)
         self._version = loader.load(folder / MODEL / "1")
         self._function = self._version.program.function("search")
         self._inputs = {
@@ -232,23 +239,24 @@ class Local:
 
     def run(self, seconds, threads, joined=False):
         cpu, began = time.process_time(), time.perf_counter()
-        count = call_in_threads(lambda: self._search(joined), seconds, threads) * (1 + joined)
+        count = call_in_threads(lambda i: self._search(joined, i), seconds, threads) * (1 + joined)
         elapsed = time.perf_counter() - began
         return count / elapsed, (time.process_time() - cpu) / count
 
-    def _search(self, joined):
-        outputs = self._function.run(self._version.weights, self._inputs[joined])
+    def _search(self, joined, thread):
+        device = self._devices[thread % len(self._devices)]
+        outputs = self._function.run(self._version.on(device), self._inputs[joined], device)
         return [outputs[name].numpy() for name in OUTPUTS]
 
 
 def call_in_threads(call, seconds, threads):
-    """How often `call` returned in so many seconds, from so many threads."""
+    """How often `call(thread)` returned in so many seconds, from so many threads."""
     counts = [0] * threads
     until = time.perf_counter() + seconds
 
     def work(i):
         while time.perf_counter() < until:
-            call()
+            call(i)
             counts[i] += 1
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]

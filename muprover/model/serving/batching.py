@@ -45,7 +45,8 @@ class BatchingOptions:
     max_rows: int = DEFAULT_MAX_ROWS  # of one request, and of one batch
     timeout: float = 0.0  # seconds that a batch which is not full waits for more
     max_batches: int = 64  # waiting in one queue
-    num_threads: int = 1
+    num_threads: int = 1  # that run batches
+    devices: tuple[str, ...] = ()  # one for each batch that runs; empty: where TensorFlow wants to
     allowed_sizes: tuple[int, ...] = ()  # empty: learned from what clients send
 
 
@@ -81,10 +82,12 @@ class Batch(NamedTuple):
     key: Key
     tasks: list[Task]
     size: int
+    device: str
 
 
 class Batcher:
-    """Runs at most `options.num_threads` batches at a time, and compiles on one more thread."""
+    """Runs at most `options.num_threads` batches at a time, on a device each if there are several,
+    and compiles on one more thread."""
 
     def __init__(self, options: BatchingOptions, metrics: Metrics) -> None:
         self._options = options
@@ -94,9 +97,9 @@ class Batcher:
         self._may_run = threading.Condition(self._lock)
         self._may_compile = threading.Condition(self._lock)
         self._closed = False
-        self._running = 0  # batches
+        self._free = list(options.devices or [""] * options.num_threads)  # devices
         self._to_compile: deque[tuple[Key, int]] = deque()
-        names = [f"batch-{i}" for i in range(options.num_threads)]
+        names = [f"batch-{i}" for i in range(len(self._free))]
         self._threads = [threading.Thread(target=self._work, name=name) for name in names]
         self._threads.append(threading.Thread(target=self._compile, name="compile"))
         for thread in self._threads:
@@ -179,13 +182,13 @@ class Batcher:
 
     def _wake(self) -> None:
         """Has another thread look after what is waiting, if one more batch may run now."""
-        if self._running < self._options.num_threads:
+        if self._free:
             self._may_run.notify()
 
     def _take(self) -> tuple[Batch | None, float | None]:
-        """The batch whose first task has waited longest, which then counts as running; if none
-        may run, how long to wait."""
-        if self._running >= self._options.num_threads:
+        """The batch whose first task has waited longest, and a device for it; if none may run, how
+        long to wait."""
+        if not self._free:
             return None, None
         chosen: Choice | None = None
         wait = None
@@ -203,10 +206,7 @@ class Batcher:
             choice = self._choose(key, queue)
             if choice and (chosen is None or choice.tasks[0].arrived < chosen.tasks[0].arrived):
                 chosen = choice
-        if chosen is None:
-            return None, wait
-        self._running += 1
-        return self._pop(chosen), None
+        return (None, wait) if chosen is None else (self._pop(chosen), None)
 
     def _seconds_until_due(self, queue: deque[Task], now: float) -> float:
         """Before a batch that is not full may run."""
@@ -229,8 +229,9 @@ class Batcher:
         return None if plan is None else Choice(key, tasks, plan)
 
     def _pop(self, choice: Choice) -> Batch:
-        """Takes the tasks of the chosen batch off their queue."""
+        """Takes the tasks of the chosen batch off their queue, and a device for it."""
         key, candidates, plan = choice
+        device = self._free.pop()
         sizes, queue = key.function.sizes, self._queues[key]
         if sizes is not None:
             sizes.observe([task.rows for task in candidates], plan)
@@ -244,7 +245,7 @@ class Batcher:
             self._wake()
         else:
             del self._queues[key]
-        return Batch(key, tasks, plan.size)
+        return Batch(key, tasks, plan.size, device)
 
     def _request_compilation(self, key: Key, size: int) -> None:
         if any(k.function is key.function and s == size for k, s in self._to_compile):
@@ -257,7 +258,7 @@ class Batcher:
             self._answer(batch)
         finally:
             with self._lock:
-                self._running -= 1
+                self._free.append(batch.device)
                 if self._closed:
                     self._may_run.notify_all()
                 elif self._queues:
@@ -272,7 +273,7 @@ class Batcher:
         for task in tasks:
             self._metrics.queue_seconds.observe(began - task.arrived)
         try:
-            answers = _execute(batch.key, tasks, batch.size)
+            answers = _execute(batch.key, tasks, batch.size, batch.device)
         except BaseException as error:
             if not isinstance(error, (ServingError, tf.errors.OpError)):
                 log.exception("%s failed", batch.key.function.name)
@@ -305,7 +306,7 @@ class Batcher:
                     self._may_compile.wait()
                 key, size = self._to_compile[0]
             try:
-                seconds = key.version.program.compile(key.function, key.version.weights, size)
+                seconds = key.version.program.compile(key.function, key.version, size)
                 self._metrics.compile_seconds.inc(seconds)
             except Exception as error:
                 log.exception("compiling %s for %d rows failed", key.function.name, size)
@@ -322,11 +323,11 @@ class Batcher:
                 task.answer.set_exception(_explain(error))
 
 
-def _execute(key: Key, tasks: Sequence[Task], size: int) -> list[dict[str, Any]]:
+def _execute(key: Key, tasks: Sequence[Task], size: int, device: str) -> list[dict[str, Any]]:
     """The outputs that each task wants."""
-    function = key.function
+    function, weights = key.function, key.version.on(device)
     if function.sizes is None:
-        outputs = function.run(key.version.weights, tasks[0].inputs)
+        outputs = function.run(weights, tasks[0].inputs, device)
         return [{name: outputs[name].numpy() for name in tasks[0].outputs}]
     definition = key.version.program.signature_defs[function.name]
     padding = size - sum(task.rows for task in tasks)
@@ -336,7 +337,7 @@ def _execute(key: Key, tasks: Sequence[Task], size: int) -> list[dict[str, Any]]
         if padding:
             parts.append(example_rows(name, definition.inputs[name], padding))
         inputs[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    outputs = function.run(key.version.weights, inputs)
+    outputs = function.run(weights, inputs, device)
     wanted = {name for task in tasks for name in task.outputs}
     arrays = {name: outputs[name].numpy() for name in wanted}
     answers, start = [], 0

@@ -10,11 +10,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import tensorflow as tf
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from muprover.config import SettingsError
-from muprover.model.runtime import tune
+from muprover.model.runtime import cpu_devices, tune_for_several
 from muprover.model.serving.batching import DEFAULT_MAX_ROWS, Batcher, BatchingOptions
 from muprover.model.serving.flags import Batching, ServerOptions, read_server_models
 from muprover.model.serving.manager import LoadOptions, Manager
@@ -51,7 +50,7 @@ class NetworkServer:
         self.metrics = Metrics()
         batching = batching_options(options.batching)
         self._batcher = Batcher(batching, self.metrics)
-        loader = Loader(batching.max_rows, batching.allowed_sizes, self.metrics)
+        loader = Loader(batching.max_rows, batching.allowed_sizes, self.metrics, batching.devices)
         self.manager = Manager(
             options.models, loader, _load_options(options), self.metrics, self._note_change
         )
@@ -155,7 +154,7 @@ class NetworkServer:
 def serve_until_signal(options: ServerOptions) -> None:
     """Serves until SIGTERM or SIGINT."""
     at_a_time = options.batching.num_threads or num_cores()
-    tune(options.intra_op_threads or num_cores(), options.inter_op_threads, at_a_time)
+    tune_for_several(options.intra_op_threads or num_cores(), at_a_time, options.inter_op_threads)
     sys.setswitchinterval(SWITCH_SECONDS)
 
     async def main(stop: asyncio.Event) -> None:
@@ -169,9 +168,12 @@ def serve_until_signal(options: ServerOptions) -> None:
 
 
 def batching_options(batching: Batching) -> BatchingOptions:
-    """On a GPU one batch runs at a time; on CPUs, one per core."""
-    cores = 1 if tf.config.list_physical_devices("GPU") else num_cores()
+    """On a GPU one batch runs at a time; on CPUs one on each device, or, if all are one, one per
+    core."""
+    devices = cpu_devices()
+    cores = num_cores() if devices else 1
     return BatchingOptions(
+        devices=devices if len(devices) > 1 else (),
         max_rows=batching.max_batch_size or DEFAULT_MAX_ROWS,
         timeout=batching.timeout_micros / 1e6,
         max_batches=batching.max_enqueued_batches,

@@ -7,6 +7,7 @@ another has had; and a search keeps the weights that it began with, whatever is 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -16,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,13 @@ class Function:
         self._plain = call
         self._call = compiled or call
 
-    def run(self, weights: Sequence[tf.Tensor], inputs: Mapping[str, Array]) -> dict[str, Any]:
-        """Outputs (tensors) by name, for inputs by name."""
-        tensors = [tf.convert_to_tensor(inputs[name]) for name in self.inputs]
-        return dict(self._call(weights, *tensors))
+    def run(
+        self, weights: Sequence[tf.Tensor], inputs: Mapping[str, Array], device: str = ""
+    ) -> dict[str, Any]:
+        """Outputs (tensors) by name, for inputs by name. device: where the weights are."""
+        with tf.device(device) if device else contextlib.nullcontext():
+            tensors = [tf.convert_to_tensor(inputs[name]) for name in self.inputs]
+            return dict(self._call(weights, *tensors))
 
     def fall_back(self) -> None:
         """Runs uncompiled from now on."""
@@ -105,15 +109,17 @@ class Program:
         """The one behind a signature; several signatures may share one."""
         return self._functions[self._aliases.get(signature, signature)]
 
-    def compile(self, function: Function, weights: Sequence[tf.Tensor], size: int) -> float:
-        """Compiles a function for a batch size; answers how many seconds that took."""
+    def compile(self, function: Function, version: LoadedVersion, size: int) -> float:
+        """Compiles a function for a batch size, on all of the version's devices; answers how many
+        seconds that took."""
         with self._compiling:  # one at a time: there is other work for the cores
             if function.sizes is None or size in function.sizes.compiled:
                 return 0.0
             begun = time.perf_counter()
             inputs = self._examples(function, size)
             try:
-                function.run(weights, inputs)
+                for device in version.devices:
+                    function.run(version.on(device), inputs, device)
             except tf.errors.OpError as error:
                 if os.strerror(errno.ENOSPC) in error.message:
                     raise  # XLA could not keep what it has compiled
@@ -140,12 +146,30 @@ class LoadedVersion:
     program: Program
     weights: Sequence[tf.Tensor]
     created: float  # seconds since 1970
+    copies: Mapping[str, Sequence[tf.Tensor]] = field(default_factory=dict)  # of these, by device
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it runs; "": wherever TensorFlow wants to."""
+        return tuple(self.copies) or ("",)
+
+    def on(self, device: str) -> Sequence[tf.Tensor]:
+        """The weights on a device."""
+        return self.copies.get(device, self.weights)
 
 
 class Loader:
     """Loads versions, sharing programs where graphs are equal."""
 
-    def __init__(self, max_rows: int, allowed_sizes: Sequence[int], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        allowed_sizes: Sequence[int],
+        metrics: Metrics,
+        devices: Sequence[str] = (),
+    ) -> None:
+        """`devices`: where versions are to run; none: wherever TensorFlow wants to."""
+        self._devices = tuple(dict.fromkeys(devices))
         self._max_rows = max_rows
         self._allowed_sizes = allowed_sizes
         self._metrics = metrics
@@ -177,7 +201,9 @@ class Loader:
         is_new = program is None
         if program is None:
             program = _load_program(path, manifest, self._max_rows, self._allowed_sizes)
-        version = LoadedVersion(int(path.name), program, weights, float(manifest["created"]))
+        created = float(manifest["created"])
+        copies = {device: _copied(weights, device) for device in self._devices}
+        version = LoadedVersion(int(path.name), program, weights, created, copies)
         if is_new:
             self._warm_up(path, version, like)
             self._programs[manifest["graph_hash"]] = program
@@ -206,13 +232,13 @@ class Loader:
             function = program.function(signature)
             rows = len(next(iter(inputs.values())))
             if function.sizes is not None and rows <= self._max_rows:
-                seconds += program.compile(function, version.weights, function.sizes.target(rows))
+                seconds += program.compile(function, version, function.sizes.target(rows))
             if function.sizes is None or rows in function.sizes.compiled:
                 function.run(version.weights, inputs)
         for served in like.program.functions if like else ():
             for size in served.sizes.compiled if served.sizes else ():
                 function = program.function(served.name)
-                seconds += program.compile(function, version.weights, size)
+                seconds += program.compile(function, version, size)
         self._metrics.compile_seconds.inc(seconds)
 
 
@@ -243,6 +269,11 @@ def _read_weights(path: Path, keys: Sequence[str]) -> list[tf.Tensor]:
     with tf.device("CPU"):
         weights = [tf.constant(reader.get_tensor(key)) for key in keys]
     return [tf.identity(w) for w in weights]  # on the device where they will be used
+
+
+def _copied(weights: Sequence[tf.Tensor], device: str) -> list[tf.Tensor]:
+    with tf.device(device):
+        return [tf.identity(w) for w in weights]
 
 
 def _load_program(
