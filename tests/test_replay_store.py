@@ -157,9 +157,10 @@ def test_a_store_of_another_game_is_refused_in_words(tmp_path):
     ):
         Store(tmp_path, other)
     Store(tmp_path, CONTRACT | {"game.new_fact": "1"}).close()  # that it knows nothing of
-    (tmp_path / "store.json").write_text("{}")
-    with pytest.raises(StoreError, match=r"store\.json is damaged"):
-        Store(tmp_path, CONTRACT)
+    for damaged in ("{}", '"a format"', '["format"]', "1"):
+        (tmp_path / "store.json").write_text(damaged)
+        with pytest.raises(StoreError, match=r"store\.json is damaged"):
+            Store(tmp_path, CONTRACT)
     (tmp_path / "store.json").write_text(json.dumps({"format": "2"}))
     with pytest.raises(StoreError, match="format is 2 there, 1 here"):
         Store(tmp_path, CONTRACT)

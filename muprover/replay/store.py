@@ -209,7 +209,7 @@ def _check_identity(folder: Path, contract: dict[str, str]) -> None:
         if not path.exists():
             _write_durably(path, json.dumps(identity, indent=2))
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if "format" not in stored:
+        if not isinstance(stored, dict) or "format" not in stored:
             raise ValueError("it names no format")
     except OSError as error:
         raise StoreError(f"cannot use replay store {folder}: {error.strerror}") from None
