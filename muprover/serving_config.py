@@ -232,6 +232,10 @@ def _model(entry: Any) -> ModelSettings:
         raise SettingsError(
             f"a model needs a name and a base_path, given '{entry.name}' and '{entry.base_path}'"
         )
+    if "\0" in entry.name + entry.base_path:
+        raise SettingsError(
+            f"names and paths have no NUL: model {entry.name!r} at {entry.base_path!r}"
+        )
     platform = entry.model_platform or "tensorflow"
     if platform != "tensorflow":
         raise SettingsError(

@@ -102,6 +102,7 @@ def test_one_model_needs_no_file() -> None:
         ("model_list {}", 'has no field named "model_list"'),
         ("", "lists no model"),
         ('model_config_list { config { name: "a" } }', "needs a name and a base_path"),
+        ('model_config_list { config { name: "a" base_path: "/a\\000" } }', "have no NUL"),
         (
             'model_config_list { config { name: "a" base_path: "/a" model_platform: "torch" } }',
             "model_platform must be tensorflow, not torch",
