@@ -30,16 +30,18 @@ def autoscaler(release: Installed) -> dict[str, Any]:
 @pytest.mark.row("HPA cpu", "agent.autoscaling.type=cpu, the default, 1 to 3 agents")
 def test_cpu_scales_agents(release: Installed, saw: Any) -> None:
     require_api(release, "metrics.k8s.io")
-    release.upgrade("agent.autoscaling.type=cpu", "agent.replicaCount=null")
+    asked = "agent.resources.requests.cpu"
+    release.upgrade("agent.autoscaling.type=cpu", "agent.replicaCount=null", f"{asked}=10m")
     wait_for("metric", lambda: autoscaler(release)["status"]["currentMetrics"], 180)
     wait_for("more agents", lambda: release.replicas("agent") == MOST, 240)
     release.wait_ready("agent")
     metric = autoscaler(release)["status"]["currentMetrics"][0]["resource"]["current"]
-    saw(f"{MOST} agents, at {metric['averageUtilization']} % of the CPU they ask for")
+    saw(f"{MOST} agents, at {metric['averageUtilization']} % of the 10m that they ask for here")
     before = release.replicas("agent")
     release.upgrade("agent.podLabels.upgraded=by-helm")
     assert release.replicas("agent") == before
     saw("`helm upgrade` left the count alone")
+    release.upgrade(f"{asked}=60m")
 
 
 @pytest.mark.row(
