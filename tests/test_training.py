@@ -274,6 +274,22 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     assert resumed.step == 1
 
 
+@pytest.mark.parametrize("listed", [b"\x8b\xff", b"model_checkpoint_path: 'else", b"", None])
+def test_checkpoints_are_found_though_the_list_of_them_is_damaged(tmp_path: Path, listed):
+    training = Training(tiny_game(), 0)
+    manager = training.checkpoint(tmp_path)
+    for step in (8, 12):
+        training.update(example_batch(tiny_game(), 4, np.random.default_rng(step)))
+        manager.save(step)
+    file = tmp_path / "checkpoint"
+    file.unlink() if listed is None else file.write_bytes(listed)
+    resumed = Training(tiny_game(), 99)
+    kept = resumed.checkpoint(tmp_path)
+    assert [Path(path).name for path in kept.checkpoints] == ["training-8", "training-12"]
+    assert str(restore_newest(kept)).endswith("training-12")
+    assert resumed.step == 2
+
+
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from muprover.model.runtime import DAMAGE
 from muprover.replay import Batch
 
 log = logging.getLogger(__name__)
+
+CHECKPOINT = "training"  # what their names begin with
 
 
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
@@ -122,7 +125,7 @@ class Training:
             optimizer=[variable.value for variable in self._optimizer.variables],
             average=self._average,
         )
-        return tf.train.CheckpointManager(state, str(folder), keep, checkpoint_name="training")
+        return open_checkpoints(state, folder, keep)
 
     def _state(self) -> list[tf.Variable]:
         optimizer = [variable.value for variable in self._optimizer.variables]
@@ -199,6 +202,40 @@ class Training:
         share = [gradient / self._strategy.num_replicas_in_sync for gradient in gradients]
         self._optimizer.apply(share, self.network.weights)
         return losses
+
+
+def open_checkpoints(state: tf.train.Checkpoint, folder: Path, keep: int) -> Any:
+    """The manager of a folder's checkpoints; it finds them also where their list is damaged or
+    gone."""
+
+    def opened() -> tf.train.CheckpointManager:
+        return tf.train.CheckpointManager(state, str(folder), keep, checkpoint_name=CHECKPOINT)
+
+    with suppress(*DAMAGE):
+        if (manager := opened()).checkpoints:
+            return manager
+    _list_anew(folder)
+    return opened()
+
+
+def _list_anew(folder: Path) -> None:
+    """Writes the list of the checkpoints that are in a folder."""
+    (folder / "checkpoint").unlink(missing_ok=True)
+    found = {int(p.stem.rpartition("-")[2]): p for p in folder.glob(f"{CHECKPOINT}-*.index")}
+    if not found:
+        return
+    log.error(
+        "the list of checkpoints in %s is damaged or gone: made of those that are there", folder
+    )
+    paths = [path for _, path in sorted(found.items())]
+    names = [path.stem for path in paths]  # relative ones, as the folder may be moved
+    tf.compat.v1.train.update_checkpoint_state(
+        str(folder.resolve()),
+        names[-1],
+        names,
+        all_model_checkpoint_timestamps=[path.stat().st_mtime for path in paths],
+        last_preserved_timestamp=0.0,
+    )
 
 
 def restore_newest(checkpoints: tf.train.CheckpointManager) -> str | None:

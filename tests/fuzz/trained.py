@@ -12,13 +12,13 @@ from pathlib import Path
 import tensorflow as tf
 from network_servers import tiny_exporter
 
-from fuzz.mutate import join, split, text
+from fuzz.mutate import join, mutate_bytes, several, split, text
 from fuzz.target import Feed, Target
 from muprover.model.export import MANIFEST, Exporter
 from muprover.model.serving.errors import ServingError
 from muprover.model.serving.metrics import Metrics
 from muprover.model.serving.versions import LoadedVersion, Loader
-from muprover.model.training import restore_newest
+from muprover.model.training import open_checkpoints, restore_newest
 
 FILES = ("checkpoint", "training-2.index", "training-2.data-00000-of-00001")
 
@@ -80,7 +80,7 @@ def manager(folder: Path) -> tf.train.CheckpointManager:
     state = tf.train.Checkpoint(
         weight=tf.Variable(tf.zeros(4)), step=tf.Variable(1, dtype=tf.int64)
     )
-    return tf.train.CheckpointManager(state, str(folder), 2, checkpoint_name="training")
+    return open_checkpoints(state, folder, keep=2)
 
 
 @cache
@@ -116,4 +116,5 @@ TARGETS = [
         text(("sha256", "weights", "functions", "created", "graph_hash", "made_from")),
         0.1,
     ),
+    Target("trained.checkpoint", open_checkpoint, checkpoints, several(mutate_bytes), 0.1),
 ]
