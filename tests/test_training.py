@@ -1,7 +1,5 @@
 """Supports, networks, the loss and the training step."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,9 +7,9 @@ import tensorflow as tf
 from muprover.config import SupportConfig
 from muprover.game import Game, load_game
 from muprover.model.losses import batch_losses, scale_gradient
-from muprover.model.networks import MuZeroNetwork, build_network
+from muprover.model.networks import Logits, MuZeroNetwork, build_network
 from muprover.model.scalars import Support, scale, unscale
-from muprover.model.training import LearningRate, Training, example_batch, restore_newest
+from muprover.model.training import LearningRate, Training, example_batch
 
 TINY = [
     *("network.hidden_size=8", "network.layer_size=8"),
@@ -179,6 +177,60 @@ def test_the_loss_of_two_is_the_hand_made_sum():
     assert float(losses.policy) == pytest.approx((policy[0] + 3 * policy[1]) / 2, rel=1e-5)
 
 
+class _Paths:
+    """A network whose hidden state is the path that led to it: 7 after the observation, then a
+    digit for each action; and whose logits are another drawn number for each path."""
+
+    def __init__(self, game: Game) -> None:
+        network, rng = game.config.network, np.random.default_rng(0)
+        self.value_support = Support(network.value_support)
+        self.reward_support = Support(network.reward_support)
+        self.tables = {
+            part: rng.normal(size=(8000, size)).astype(np.float32)
+            for part, size in (("reward", 3), ("value", 3), ("policy", 9))
+        }
+
+    def initial_logits(self, observation, weights=None) -> Logits:
+        return self._logits(tf.fill([len(observation)], 7.0))
+
+    def recurrent_logits(self, hidden_state, action, weights=None) -> Logits:
+        return self._logits(10 * hidden_state + tf.cast(action, tf.float32))
+
+    def _logits(self, path) -> Logits:
+        row = tf.cast(tf.round(path), tf.int32)
+        return Logits(path, *(tf.gather(table, row) for table in self.tables.values()))
+
+
+def test_each_step_is_compared_with_its_own_target_and_follows_its_own_action():
+    game = tiny_game("training.num_unroll_steps=3", "training.batch_size=2")
+    network = _Paths(game)
+    actions = [[1, 5, 8], [0, 2, 2]]
+    value = np.array([[-1.0, -0.5, 0.25, 0.75], [0.0, 0.5, 1.0, -0.25]], np.float32)
+    reward = np.array([[-0.75, 0.5, 1.0], [0.25, -1.0, 0.0]], np.float32)
+    mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.float32)
+    batch = example_batch(game, 2, np.random.default_rng(0))._replace(
+        actions=np.array(actions, np.int32), target_value=value, target_reward=reward, mask=mask
+    )
+    paths = [[7, 71, 715, 7158], [7, 70, 702, 7022]]
+    expected = {"reward": np.zeros(2), "value": np.zeros(2), "policy": np.zeros(2)}
+    for b, k in np.ndindex(2, 4):
+        targets = {"value": two_hot(value[b, k]), "policy": mask[b, k] * batch.target_policy[b, k]}
+        if k:
+            targets["reward"] = two_hot(reward[b, k - 1])
+        for part, target in targets.items():
+            logits = network.tables[part][paths[b][k]].astype(np.float64)
+            log_softmax = logits - np.log(np.exp(logits).sum())
+            expected[part][b] -= (target * log_softmax).sum() / (3 if k else 1)
+    losses = batch_losses(network, batch, game.config.training)
+    for part, sums in expected.items():
+        assert float(getattr(losses, part)) == pytest.approx(sums.mean(), rel=1e-5), part
+
+
+def two_hot(x: float) -> np.ndarray:
+    """On −1, 0, 1."""
+    return np.array([max(-x, 0), 1 - abs(x), max(x, 0)])
+
+
 def test_past_the_end_no_policy_is_learned():
     game = tiny_game("training.num_unroll_steps=3")
     network = build_network(game, 0)
@@ -237,57 +289,6 @@ def test_averaged_weights_trail_behind():
         ]
     for mine, served in zip(expected, training.served_weights, strict=True):
         np.testing.assert_allclose(mine, served.numpy(), atol=1e-6)
-
-
-def test_a_restored_checkpoint_continues_as_if_nothing_had_happened(tmp_path: Path):
-    game = tiny_game("training.ema_decay=0.9", "training.learning_rate_schedule=cosine")
-    batches = [example_batch(game, 4, np.random.default_rng(i)) for i in range(4)]
-    straight = Training(game, 0)
-    for batch in batches:
-        straight.update(batch)
-
-    first = Training(game, 0)
-    for batch in batches[:2]:
-        first.update(batch)
-    first.checkpoint(tmp_path).save(first.step)
-    second = Training(game, 99)
-    assert second.checkpoint(tmp_path).restore_or_initialize()
-    assert second.step == 2
-    for batch in batches[2:]:
-        second.update(batch)
-    assert second.learning_rate == straight.learning_rate
-    for mine, theirs in zip(weights_of(straight), weights_of(second), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-
-
-@pytest.mark.parametrize("damage", [lambda data: bytes(len(data)), lambda data: data[:9]])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, damage):
-    training = Training(tiny_game(), 0)
-    manager = training.checkpoint(tmp_path)
-    for step in (1, 2):
-        training.update(example_batch(tiny_game(), 4, np.random.default_rng(step)))
-        manager.save(step)
-    [newest] = tmp_path.glob("training-2.data-*")
-    newest.write_bytes(damage(newest.read_bytes()))
-    resumed = Training(tiny_game(), 99)
-    assert str(restore_newest(resumed.checkpoint(tmp_path))).endswith("training-1")
-    assert resumed.step == 1
-
-
-@pytest.mark.parametrize("listed", [b"\x8b\xff", b"model_checkpoint_path: 'else", b"", None])
-def test_checkpoints_are_found_though_the_list_of_them_is_damaged(tmp_path: Path, listed):
-    training = Training(tiny_game(), 0)
-    manager = training.checkpoint(tmp_path)
-    for step in (8, 12):
-        training.update(example_batch(tiny_game(), 4, np.random.default_rng(step)))
-        manager.save(step)
-    file = tmp_path / "checkpoint"
-    file.unlink() if listed is None else file.write_bytes(listed)
-    resumed = Training(tiny_game(), 99)
-    kept = resumed.checkpoint(tmp_path)
-    assert [Path(path).name for path in kept.checkpoints] == ["training-8", "training-12"]
-    assert str(restore_newest(kept)).endswith("training-12")
-    assert resumed.step == 2
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,17 @@ import numpy as np
 import tensorflow as tf
 from prometheus_client import Counter, Gauge, Histogram
 
-from muprover.config import SettingsError
+from muprover.config import Config, ReplayConfig, SettingsError
 from muprover.game import Game
+from muprover.model.checkpoints import Checkpoints
 from muprover.model.compiled import note_compiled
 from muprover.model.export import Exporter, ExportError
 from muprover.model.losses import Losses
 from muprover.model.runtime import tune
-from muprover.model.training import Training, example_batch, restore_newest
-from muprover.replay import Batch
+from muprover.model.training import Training, example_batch
+from muprover.replay import Batch, ReplayStats
+from muprover.replay.limiter import RateLimiter
+from muprover.services.client import ServiceError
 from muprover.services.health import HealthPort
 from muprover.services.models import ModelPort
 from muprover.services.remote_replay import RemoteReplayBuffer
@@ -34,6 +37,7 @@ from muprover.symmetries import Symmetries
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL = 50  # training steps between two points of a curve
+STANDSTILL_SECONDS = 10.0  # in which games that are still in play should have come in
 SWITCH_SECONDS = 0.0005  # a step that has ended waits no longer for who prepares the next batch
 
 STEPS = Gauge("muprover_trainer_steps", "Training steps made, over all of the run.")
@@ -93,7 +97,7 @@ def train(
         health.set_serving(True)
     replay = RemoteReplayBuffer(replay_buffer, game.config)
     try:
-        if trainer.await_games(replay, min_games, stop):
+        if await_games(replay, min_games, game.config, stop):
             trainer.run(replay, stop)
     except Stopped:
         pass
@@ -145,9 +149,9 @@ class Trainer:
 
     def begin(self) -> None:
         """Restores the newest checkpoint, exports a version, compiles the step."""
-        self._checkpoints = self.training.checkpoint(self._logdir / "checkpoints")
+        self._checkpoints = Checkpoints(self.training, self._logdir / "checkpoints")
         self._writer = tf.summary.create_file_writer(str(self._logdir / "tensorboard"))
-        restored = restore_newest(self._checkpoints)
+        restored = self._checkpoints.restore_newest()
         if restored:
             log.info("resumed at training step %d from %s", self.step, restored)
         else:
@@ -170,21 +174,6 @@ class Trainer:
         note_compiled()
         log.info("training step compiled in %.1f s", time.perf_counter() - started)
 
-    def await_games(
-        self, replay: RemoteReplayBuffer, min_games: int, stop: threading.Event
-    ) -> bool:
-        """Waits until `min_games` are stored; False if told to stop before."""
-        announced = False
-        while not stop.is_set():
-            stats = replay.stats(stop)
-            if stats.games >= min_games:
-                return True
-            if not announced:
-                log.info("waiting for %d games; %d are stored", min_games, stats.games)
-                announced = True
-            stop.wait(0.5)
-        return False
-
     def run(self, replay: RemoteReplayBuffer, stop: threading.Event) -> None:
         """Trains on the replay server's batches until the last step or `stop`."""
         limit = self._options.max_steps
@@ -201,7 +190,7 @@ class Trainer:
                 BATCH_WAIT.inc(time.perf_counter() - started)
                 if batch is None:
                     break
-                self._one_step(batch, replay)
+                self._one_step(batch, replay, stop)
         log.info("ending at training step %d", self.step)
 
     def export(self) -> None:
@@ -226,14 +215,14 @@ class Trainer:
             self.export()
         self._writer.close()
 
-    def _one_step(self, batch: Batch, replay: RemoteReplayBuffer) -> None:
+    def _one_step(self, batch: Batch, replay: RemoteReplayBuffer, stop: threading.Event) -> None:
         started = time.perf_counter()
         losses = self.training.update(batch)
         STEP_SECONDS.observe(time.perf_counter() - started)
         step = self.step
         STEPS.set(step)
         if self._game.config.replay.priority_exponent:
-            replay.update_priorities(batch.key, losses.value_error.numpy())
+            update_priorities(replay, batch.key, losses.value_error.numpy(), stop)
         if step % LOG_INTERVAL == 0:
             self._log_curves(step, losses, batch)
         if step % self._options.export_interval == 0:
@@ -250,7 +239,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.step > self._last_saved:
-            self._checkpoints.save(self.step)
+            self._checkpoints.save()
             self._last_saved = self.step
 
     def _log_curves(self, step: int, losses: Losses, batch: Batch) -> None:
@@ -279,6 +268,63 @@ class Trainer:
                 *(parts[name] for name in ("total", "policy", "value", "reward")),
             )
             self._writer.flush()
+
+
+def await_games(
+    replay: RemoteReplayBuffer, min_games: int, config: Config, stop: threading.Event
+) -> bool:
+    """Waits until `min_games` are stored, or as many as there will ever be; False if told to stop
+    before.
+
+    The rate limit lets agents play only so far before the first sample, and the replay server's
+    window holds only so many games.
+    """
+    limiter = RateLimiter(config.replay, config.training.batch_size)
+    games, since = -1, time.monotonic()
+    while not stop.is_set():
+        stats = replay.stats(stop)
+        if stats.games >= min_games:
+            return True
+        if stats.games != games:
+            if games < 0:
+                log.info("waiting for %d games; %d are stored", min_games, stats.games)
+            games, since = stats.games, time.monotonic()
+        if stats.inserted_games >= min_games and is_full(stats, config.replay):
+            log.warning(
+                "replay.max_size, %d positions, holds no more than %d of the %d games of "
+                "--min-games; training begins with these. Lower --min-games or raise "
+                "replay.max_size",
+                *(config.replay.max_size, stats.games, min_games),
+            )
+            return True
+        may_insert = limiter.may_insert(stats.inserted_positions, stats.sampled_positions)
+        if not may_insert and time.monotonic() - since >= STANDSTILL_SECONDS:
+            log.warning(
+                "the rate limit lets in no more games than %d of the %d of --min-games; training "
+                "begins with these. Lower --min-games or raise replay.min_size_to_sample",
+                *(stats.games, min_games),
+            )
+            return True
+        stop.wait(0.5)
+    return False
+
+
+def update_priorities(
+    replay: RemoteReplayBuffer, key: Any, priority: Any, stop: threading.Event
+) -> None:
+    """Sends new priorities. They are dropped if the server is away for too long: what is sampled
+    keeps the old ones, and training goes on."""
+    try:
+        replay.update_priorities(key, priority, stop)
+    except ServiceError as error:
+        if not error.is_transient:
+            raise
+        log.error("training goes on, but %d new priorities are lost: %s", len(key), error)
+
+
+def is_full(stats: ReplayStats, settings: ReplayConfig) -> bool:
+    """Whether a segment more might push out an old one."""
+    return stats.positions + settings.segment_length > settings.max_size
 
 
 def mirrored_strategy(num_devices: int) -> tf.distribute.Strategy | None:

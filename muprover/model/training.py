@@ -1,11 +1,8 @@
-"""The training step: weights, optimizer and averaged weights, and the checkpoint of them all."""
+"""The training step: weights, optimizer and averaged weights, and what changes them all."""
 
 from __future__ import annotations
 
-import logging
 import math
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,12 +13,7 @@ from muprover.config import TrainingConfig
 from muprover.game import Game
 from muprover.model.losses import Losses, batch_losses
 from muprover.model.networks import build_network
-from muprover.model.runtime import DAMAGE
 from muprover.replay import Batch
-
-log = logging.getLogger(__name__)
-
-CHECKPOINT = "training"  # what their names begin with
 
 
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
@@ -104,6 +96,13 @@ class Training:
         """What is to be served: averaged weights, or the latest where there is no average."""
         return list(self._average)
 
+    @property
+    def state(self) -> dict[str, list[tf.Variable]]:
+        """All that the next update depends on."""
+        optimizer = [variable.value for variable in self._optimizer.variables]
+        state = {"network": self.network.weights, "optimizer": optimizer}
+        return state | ({"average": self._average} if self._options.ema_decay else {})
+
     def update(self, batch: Batch) -> Losses:
         """Makes one training step on a batch of arrays; answers its losses, as tensors."""
         if not self._several:
@@ -112,24 +111,11 @@ class Training:
 
     def compile(self, batch: Batch) -> None:
         """Compiles the step for batches like this one; changes nothing."""
-        state = self._state()
+        state = [variable for part in self.state.values() for variable in part]
         before = [variable.numpy() for variable in state]
         self.update(batch)
         for variable, value in zip(state, before, strict=True):
             variable.assign(value)
-
-    def checkpoint(self, folder: Path, keep: int = 2) -> tf.train.CheckpointManager:
-        """Saves and restores everything that the next update depends on."""
-        state = tf.train.Checkpoint(
-            network=self.network.weights,
-            optimizer=[variable.value for variable in self._optimizer.variables],
-            average=self._average,
-        )
-        return open_checkpoints(state, folder, keep)
-
-    def _state(self) -> list[tf.Variable]:
-        optimizer = [variable.value for variable in self._optimizer.variables]
-        return [*self.network.weights, *optimizer, *self._average]
 
     def _single_update(self, batch: Batch) -> Losses:
         losses, gradients = self._compute_gradients(batch)
@@ -202,52 +188,6 @@ class Training:
         share = [gradient / self._strategy.num_replicas_in_sync for gradient in gradients]
         self._optimizer.apply(share, self.network.weights)
         return losses
-
-
-def open_checkpoints(state: tf.train.Checkpoint, folder: Path, keep: int) -> Any:
-    """The manager of a folder's checkpoints; it finds them also where their list is damaged or
-    gone."""
-
-    def opened() -> tf.train.CheckpointManager:
-        return tf.train.CheckpointManager(state, str(folder), keep, checkpoint_name=CHECKPOINT)
-
-    with suppress(*DAMAGE):
-        if (manager := opened()).checkpoints:
-            return manager
-    _list_anew(folder)
-    return opened()
-
-
-def _list_anew(folder: Path) -> None:
-    """Writes the list of the checkpoints that are in a folder."""
-    (folder / "checkpoint").unlink(missing_ok=True)
-    found = {int(p.stem.rpartition("-")[2]): p for p in folder.glob(f"{CHECKPOINT}-*.index")}
-    if not found:
-        return
-    log.error(
-        "the list of checkpoints in %s is damaged or gone: made of those that are there", folder
-    )
-    paths = [path for _, path in sorted(found.items())]
-    names = [path.stem for path in paths]  # relative ones, as the folder may be moved
-    tf.compat.v1.train.update_checkpoint_state(
-        str(folder.resolve()),
-        names[-1],
-        names,
-        all_model_checkpoint_timestamps=[path.stat().st_mtime for path in paths],
-        last_preserved_timestamp=0.0,
-    )
-
-
-def restore_newest(checkpoints: tf.train.CheckpointManager) -> str | None:
-    """Takes up the newest checkpoint that is sound; answers its path, None if there is none."""
-    for path in reversed(checkpoints.checkpoints):
-        try:
-            checkpoints.checkpoint.restore(path)
-        except DAMAGE as error:
-            log.error("checkpoint %s cannot be read, the one before is tried: %s", path, error)
-        else:
-            return str(path)
-    return None
 
 
 def example_batch(game: Game, batch_size: int, rng: np.random.Generator) -> Batch:

@@ -103,14 +103,17 @@ class RemoteReplayBuffer:
         self._streams.append(stream)
         return stream
 
-    def update_priorities(self, key: Array, priority: Array) -> int:
+    def update_priorities(
+        self, key: Array, priority: Array, stop: threading.Event | None = None
+    ) -> int:
         """As `ReplayBuffer.update_priorities`."""
-        self.connect()
+        self.connect(stop)
         request = replay_pb2.UpdatePrioritiesRequest(
             key=to_tensor(np.asarray(key, np.int64)),
             priority=to_tensor(np.asarray(priority, np.float32)),
         )
-        return int(self._calls(self._stub.UpdatePriorities, request).updated)
+        answer = self._calls(self._stub.UpdatePriorities, request, stop=stop)
+        return int(answer.updated)
 
     def stats(self, stop: threading.Event | None = None) -> ReplayStats:
         self.connect(stop)

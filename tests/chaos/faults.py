@@ -204,13 +204,23 @@ class Checkpoint(Fault):
 
     def begin(self) -> str:
         scene = self.scene
-        folder, step = scene.run.folder.path / "checkpoints", newest_checkpoint(scene.run.folder)
-        steps = sorted(int(p.stem.split("-")[1]) for p in folder.glob("training-*.index"))
+        scene.run.wait_for(lambda: len(self._sound()) > 1, 120, "there are two sound checkpoints")
         process = scene.pick("trainer")
-        scene.ledger.trainer_dies(steps[-2] if len(steps) > 1 else 0)
+        *_, before, newest = self._sound()
+        scene.ledger.trainer_dies(before)
         os.kill(process.pid, signal.SIGKILL)
-        _damage(next(folder.glob(f"training-{step}.data-*")))
-        return f"step {step}, trainer killed"
+        _damage(next(self._folder.glob(f"training-{newest}.data-*")))
+        return f"step {newest}, trainer killed"
+
+    @property
+    def _folder(self) -> Path:
+        return self.scene.run.folder.path / "checkpoints"
+
+    def _sound(self) -> list[int]:
+        """Steps of checkpoints, but for one damaged before, which is newer than the last saved."""
+        last = newest_checkpoint(self.scene.run.folder)
+        steps = (int(p.stem.split("-")[1]) for p in self._folder.glob("training-*.index"))
+        return sorted(step for step in steps if step <= last)
 
 
 class Clock(Fault):
