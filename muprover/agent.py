@@ -31,7 +31,7 @@ from muprover.agent_metrics import (
     count_results,
     count_search,
 )
-from muprover.agent_replay import GLANCE_SECONDS, Admission, Replay, Uploader
+from muprover.agent_replay import GLANCE_SECONDS, Admission, Replay, Uploader, Worker
 from muprover.config import Config
 from muprover.environment import Environments
 from muprover.game import Game
@@ -84,12 +84,14 @@ def run(
         if health:
             clients.callback(health.close)
         try:
+            policy, version = connect_network(
+                network, model_name, config, stop, clients, search_signature, grace
+            )
             agent = Agent(
                 config,
                 name,
-                policy=connect_network(
-                    network, model_name, config, stop, clients, search_signature, grace
-                ),
+                policy=policy,
+                version=version,
                 replay=connect_replay(replay_buffer, config, stop, clients),
                 environments=[
                     connect_environments(
@@ -124,8 +126,9 @@ def connect_network(
     clients: ExitStack,
     signature: str = "search",
     grace: float = 60.0,
-) -> Policy:
-    """The search of the settings' placement, once the server has a model for it."""
+) -> tuple[Policy, int]:
+    """The search of the settings' placement, once the server has a model for it; and the version
+    of that."""
     from muprover.services.network import RemoteNetwork, remote_search_policy
 
     network = RemoteNetwork(
@@ -137,10 +140,10 @@ def connect_network(
         patience=ATTEMPT_SECONDS,
     )
     clients.callback(network.close)
-    persist(lambda: network.wait_until_ready(ATTEMPT_SECONDS), stop)
+    version = persist(lambda: network.wait_until_ready(ATTEMPT_SECONDS), stop).version
     if config.search.placement == "agent":
-        return remote_search_policy(network, config)
-    return network.policy
+        return remote_search_policy(network, config), version
+    return network.policy, version
 
 
 def connect_replay(
@@ -193,8 +196,10 @@ class Agent:
         rng: np.random.Generator,
         stop: threading.Event,
         max_games: int | None = None,
+        version: int = 0,
         ending_seconds: float = 50.0,
     ) -> None:
+        """version: of the network that is served at the start, if that is known."""
         num_groups = len(environments)
         self._stop = stop
         self._ending_seconds = ending_seconds
@@ -210,19 +215,23 @@ class Agent:
                 name,
                 self._admission.may_start,
                 limit,
+                version,
             )
             group = Group(f"group-{number}", play, policy, self._uploader, self._admission, stop)
             self._groups.append(group)
 
     def run(self, set_serving: Callable[[bool], None] | None = None) -> int:
         """Plays until told to stop or done, then sends all there is; answers an exit status."""
-        for thread in (self._uploader, self._admission, *self._groups):
-            thread.start()
+        workers = (self._uploader, self._admission, *self._groups)
+        for worker in workers:
+            worker.start()
         if set_serving:
             set_serving(True)
         while any(group.is_alive() for group in self._groups):
             if self._stop.wait(GLANCE_SECONDS):
                 break
+            if any(worker.failed for worker in workers):
+                self._stop.set()
         if set_serving:
             set_serving(False)
         deadline = time.monotonic() + self._ending_seconds
@@ -233,11 +242,11 @@ class Agent:
         unsent = self._uploader.flush(max(0.0, deadline - time.monotonic()))
         if unsent:
             log.error("%d finished games are lost: the replay server took them not in time", unsent)
-        failed = any(group.failed for group in self._groups) or self._uploader.failed
-        return 1 if unsent or failed else 0
+        failed = any(worker.failed for worker in workers)
+        return 1 if failed or unsent or self._uploader.refused else 0
 
 
-class Group(threading.Thread):
+class Group(Worker):
     """Some games in play, each lock step one search for all of them."""
 
     def __init__(
@@ -249,8 +258,7 @@ class Group(threading.Thread):
         admission: Admission,
         stop: threading.Event,
     ) -> None:
-        super().__init__(name=name, daemon=True)
-        self.failed = False
+        super().__init__(name)
         self._games = games
         self._policy = policy
         self._uploader = uploader
@@ -259,17 +267,10 @@ class Group(threading.Thread):
         self._network_patience = Patience(stop)
         self._environment_patience = Patience(stop)
 
-    def run(self) -> None:
+    def work(self) -> None:
         try:
             while not self._games.done and self._lock_step():
                 pass
-        except Stopped:
-            pass
-        except Exception as error:  # does not go away by itself, so the whole agent ends
-            in_words = isinstance(error, ServiceError)
-            log.error("%s", error, exc_info=None if in_words else error)
-            self.failed = True
-            self._stop_event.set()
         finally:
             self._uploader.put(self._games.break_off())
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Any, Protocol
 
@@ -40,13 +39,36 @@ class Replay(Protocol):
         """Whether there is room for more games, for which it waits up to `timeout` seconds."""
 
 
-class Uploader(threading.Thread):
+class Worker(threading.Thread):
+    """A thread of the agent. What it cannot do anything about ends it, with `failed`; without it
+    the agent is of no use, and has to end too."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.failed = False
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except Stopped:
+            pass
+        except Exception as error:
+            in_words = isinstance(error, ServiceError)
+            log.error("%s: %s", self.name, error, exc_info=None if in_words else error)
+            self.failed = True
+
+    def work(self) -> None:
+        """What the thread is there for."""
+        raise NotImplementedError
+
+
+class Uploader(Worker):
     """Sends finished games, in order, and keeps them until the replay server has them."""
 
     def __init__(self, replay: Replay, room: int) -> None:
         """`room`: segments that may wait; then no games begin. More are kept all the same."""
-        super().__init__(name="uploader", daemon=True)
-        self.failed = False
+        super().__init__("uploader")
+        self.refused = 0  # segments, by the replay server
         self._replay = replay
         self._room = room
         self._enough = min(GAMES_PER_ADD, room // 2)  # to be sent without waiting for more
@@ -75,14 +97,13 @@ class Uploader(threading.Thread):
         self._given_up.set()
         return len(self._waiting)
 
-    def run(self) -> None:
-        with suppress(Stopped):
-            while games := self._next():
-                self._send(games)
-                with self._changed:
-                    for _ in games:
-                        self._waiting.popleft()
-                    QUEUED.set(len(self._waiting))
+    def work(self) -> None:
+        while games := self._next():
+            self._send(games)
+            with self._changed:
+                for _ in games:
+                    self._waiting.popleft()
+                QUEUED.set(len(self._waiting))
 
     def _next(self) -> list[GameHistory]:
         """What to send next: as much as comes together in a moment; nothing if that was all."""
@@ -103,7 +124,7 @@ class Uploader(threading.Thread):
                 for game in games:
                     self._send([game])
                 return
-            self.failed = True
+            self.refused += 1
             REFUSED.inc()
             log.error("game %016x segment %d was refused: %s", *games[0].key, error)
         else:
@@ -120,7 +141,7 @@ class _Keys:
         return " ".join(f"{game.game_id:016x}/{game.segment}" for game in self._games)
 
 
-class Admission(threading.Thread):
+class Admission(Worker):
     """Asks the replay server, one question at a time, whether more games may begin.
 
     A yes holds until it is first used, and a moment longer. In that moment the next question is
@@ -131,7 +152,7 @@ class Admission(threading.Thread):
     def __init__(
         self, replay: Replay, agent: str, uploader: Uploader, stop: threading.Event
     ) -> None:
-        super().__init__(name="admission", daemon=True)
+        super().__init__("admission")
         self._replay = replay
         self._agent = agent
         self._uploader = uploader
@@ -160,16 +181,15 @@ class Admission(threading.Thread):
                 self._changed.wait_for(self._holds, GLANCE_SECONDS)
         WAIT_SECONDS.labels(reason).inc(time.perf_counter() - start)
 
-    def run(self) -> None:
-        with suppress(Stopped):
-            while not self._stop_event.is_set():
+    def work(self) -> None:
+        while not self._stop_event.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: self._until != math.inf)
+            if persist(self._ask, self._stop_event):
                 with self._changed:
-                    self._changed.wait_for(lambda: self._until != math.inf)
-                if persist(self._ask, self._stop_event):
-                    with self._changed:
-                        self._until = math.inf
-                        self._changed.notify_all()
-                    self._stop_event.wait(ADMISSION_SECONDS / 2)
+                    self._until = math.inf
+                    self._changed.notify_all()
+                self._stop_event.wait(ADMISSION_SECONDS / 2)
 
     def _holds(self) -> bool:
         return time.monotonic() < self._until

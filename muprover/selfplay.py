@@ -80,7 +80,9 @@ class Games:
         agent: str = "",
         may_start: Callable[[], bool] = always,
         max_games: int | None = None,
+        version: int = 0,
     ) -> None:
+        """version: of the network that is expected to answer, by whose number temperatures go."""
         num_games, game = len(environments), config.game
         self._environments = environments
         self._config = config
@@ -102,7 +104,7 @@ class Games:
         self._to_play = np.zeros(num_games, np.int32)
         self._legal = np.zeros((num_games, game.num_actions), np.bool_)
         self._searched: Rows = np.zeros(0, np.intp)
-        self._version = 0
+        self._version = version
 
     @property
     def done(self) -> bool:
@@ -171,12 +173,6 @@ class Games:
         self._paused[:] = self._truncated[:] = False
         self._searched = self._searched[:0]
         return segments
-
-    def replace_environments(self, environments: Environments) -> None:
-        """Plays on, from new games, in other environments (the former ones having broken)."""
-        self.break_off()
-        self._environments = environments
-        environments.announce(np.arange(len(environments)), self._next_seeds)
 
     def _start_games(self) -> None:
         rows = np.flatnonzero(self._free)

@@ -13,6 +13,7 @@ import pytest
 
 from muprover.agent import Agent, shares
 from muprover.agent_replay import Uploader
+from muprover.config import Config
 from muprover.environment import Environments, TimeStep
 from muprover.game import load_game
 from muprover.history import GameHistory
@@ -89,13 +90,14 @@ class Running:
         replay: FakeReplay,
         policy: Policy = uniform,
         environments: Sequence[Environments] | None = None,
+        config: Config = GAME.config,
         **options: Any,
     ) -> None:
         self.stop = threading.Event()
         self.serving: list[bool] = []
         self.status: int | None = None
         self.agent = Agent(
-            GAME.config,
+            config,
             "tester",
             policy,
             replay,
@@ -282,7 +284,8 @@ def test_a_game_that_replay_refuses_is_no_obstacle_for_others():
     assert [game.key for game in replay.games] == [
         history.key for i, history in enumerate(histories) if i != 2
     ]
-    assert uploader.failed
+    assert uploader.refused == 1
+    assert not uploader.failed
 
 
 def test_what_could_not_be_sent_in_time_is_counted():
@@ -300,6 +303,38 @@ def test_a_server_of_another_game_ends_the_agent():
 
     with Running(FakeReplay(), wrong) as agent:
         assert agent.join() == 1
+
+
+@pytest.mark.parametrize("call", ["admit", "add"])
+def test_what_replay_will_never_answer_ends_the_agent(call: str, caplog):
+    """An agent whose thread has ended would wait for ever, and say that it serves."""
+    replay = FakeReplay()
+
+    def fail(*_: Any) -> None:
+        raise {
+            "admit": ServiceError(grpc.StatusCode.UNAUTHENTICATED, "show a token"),
+            "add": TypeError("no game"),
+        }[call]
+
+    setattr(replay, call, fail)
+    with Running(replay) as agent:
+        assert agent.join() == 1
+    assert agent.serving == [True, False]
+    assert {"admit": "admission: show a token", "add": "uploader: no game"}[call] in caplog.text
+
+
+def test_the_first_search_has_the_temperature_of_the_version_that_is_served():
+    asked: list[SearchInputs] = []
+
+    def noting(inputs: SearchInputs, details: bool = False) -> PolicyOutput:
+        asked.append(inputs)
+        return uniform(inputs)
+
+    table = "self_play.temperatures=[[0, 1.0], [700, 0.25]]"
+    config = load_game("tictactoe", overrides=[table]).config
+    with Running(FakeReplay(), noting, config=config, max_games=6, version=700) as agent:
+        assert agent.join() == 0
+    assert asked[0].temperature.tolist() == [0.25] * 3
 
 
 def test_few_questions_let_many_games_begin():

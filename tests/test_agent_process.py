@@ -6,6 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from fake_network import FakeNetwork
 from perfect import first_legal
 from replay_games import free_port
 
-from muprover.agent import run
+from muprover.agent import connect_network, run
 from muprover.game import load_game
 from muprover.services.remote_replay import RemoteReplayBuffer
 
@@ -192,6 +193,14 @@ def waits_until_it_is_told_to_stop(setting: Setting, agent: Component) -> None:
     assert agent.end() == 0
     finished = [game for game in stored_games(setting) if game.terminated]
     assert len(finished) == played > 0
+
+
+def test_an_agent_knows_which_version_will_answer_first(setting):
+    setting.start_network(version=700)
+    with contextlib.ExitStack() as clients:
+        address, stop = setting.address("network"), threading.Event()
+        _, version = connect_network(address, "muprover", GAME.config, stop, clients)
+    assert version == 700
 
 
 def test_an_agent_of_another_game_is_refused_in_words(setting, caplog):

@@ -150,6 +150,12 @@ def test_the_table_is_read_at_the_version_that_answered_last():
     assert [inputs.temperature.item() for inputs in policy.asked[:3]] == [1.0, 0.0, 0.0]
 
 
+def test_before_the_first_answer_the_table_is_read_at_the_version_that_is_expected():
+    game = tictactoe(temperatures="[[0, 1.0], [100, 0.25]]")
+    games = Games(game.make_environments(1), game.config, np.random.default_rng(0), version=100)
+    assert games.search_inputs().temperature.item() == 0.25
+
+
 def test_after_temperature_moves_a_game_takes_the_best_move():
     policy = FirstLegal()
     play(tictactoe(temperature_moves=3, random_opening_fraction=0), policy, 1, 2)
