@@ -80,6 +80,11 @@ def test_a_reload_adds_and_removes_models(exporter: Exporter, folder: Path) -> N
         reload(("other", other))
         with pytest.raises(ServingError, match=r"Latest\(tiny\)"):
             server.manager.get(MODEL)
+        assert states(server) == {1: "END"}
+        with pytest.raises(ServingError, match="Could not find version 2 of model tiny"):
+            server.manager.statuses(MODEL, 2)
+        reload((MODEL, folder), ("other", other))
+        assert states(server) == {1: "AVAILABLE"}
 
 
 def test_a_reload_reads_nothing_outside_the_model_store(

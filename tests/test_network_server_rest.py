@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,3 +221,12 @@ def test_metrics_have_the_stock_servers_names_and_more(http: Http, server: Netwo
     port = server._metrics_only.port
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         assert b"muprover_network_batches_total" in response.read()
+
+
+def test_metrics_that_are_not_enabled_are_on_their_own_port_alone(tmp_path: Path) -> None:
+    options = {"wait": False, "metrics_path": "", "metrics_port": 0}
+    with network_server(tmp_path, **options) as server:
+        assert Http(server)("/metrics")[0] == 400
+        url = f"http://127.0.0.1:{server._metrics_only.port}/metrics"
+        with urllib.request.urlopen(url) as response:
+            assert b"muprover_network_simulations_total" in response.read()

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from muprover.cli import parse
 from muprover.config import SettingsError
 from muprover.model.serving.flags import add_arguments, read_options
 from muprover.serving_config import (
+    GPU_IMAGE,
     ModelSettings,
     VersionPolicy,
     batching_config,
@@ -88,6 +90,45 @@ def test_the_embedded_server_reads_all_three(tmp_path: Path) -> None:
     assert options.load_retry_seconds == 0.5
     assert options.as_tensor_content
     assert not options.labels_may_wait
+
+
+def test_metrics_that_are_not_enabled_are_nowhere(tmp_path: Path) -> None:
+    file = tmp_path / "monitoring.config"
+    options = "--model-base-path", "/m", "--monitoring-config-file", str(file)
+    file.write_text('prometheus_config { enable: false path: "/x" }')
+    assert options_of(*options).metrics_path == ""
+    file.write_text('prometheus_config { enable: true path: "/x" }')
+    assert options_of(*options).metrics_path == "/x"
+
+
+def test_the_stock_servers_command_line_is_understood(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = write_configs(tmp_path, MODELS, [8, 64])
+    docker = docker_command(files, tmp_path, gpu=True, xla=True)
+    for words in (
+        stock_command(files, 50012, 50013, xla=True)[1:],
+        docker[docker.index(GPU_IMAGE) + 1 :],
+    ):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            options = read_options(parse(["network", *words]))
+        assert options.models == MODELS
+        assert options.batching.allowed_sizes == (8, 64)
+        assert options.as_tensor_content
+        [record] = caplog.records
+        for flag in ("--grpc-max-threads", "--enable-profiler", "compilation-enabled"):
+            assert flag in record.getMessage()
+
+
+def test_flags_that_nobody_knows_or_that_lock_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["network", "--model_base_path=/m", "--grpc_max_thread=8"])
+    assert "no option --grpc-max-thread" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match=r"--ssl-config-file is the .*; here give --tls DIR"):
+        read_options(parse(["network", "--model_base_path=/m", "--ssl_config_file=ssl.config"]))
 
 
 def test_one_model_needs_no_file() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import socket
 from dataclasses import dataclass, field
 
@@ -17,8 +18,28 @@ from muprover.serving_config import (
 )
 from muprover.v1 import serving_pb2
 
+log = logging.getLogger(__name__)
+
 DEFAULT_PORT = 50002
 DEFAULT_REST_PORT = 50003
+
+# Of the stock server's flags those that change nothing here: threads are made as they are needed,
+# health is always told, nothing is profiled, searches are always compiled, warm-up is always made.
+WITHOUT_EFFECT = (
+    "--enable-grpc-healthcheck-service",
+    "--enable-model-warmup",
+    "--enable-profiler",
+    "--flush-filesystem-caches",
+    "--grpc-channel-arguments",
+    "--grpc-max-threads",
+    "--num-request-iterations-for-warmup",
+    "--num-unload-threads",
+    "--remove-unused-fields-from-bundle-metagraph",
+    "--rest-api-num-threads",
+    "--rest-api-timeout-in-ms",
+    "--xla-cpu-compilation-enabled",
+    "--xla-gpu-compilation-enabled",
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +51,7 @@ class ServerOptions:
     rest_port: int = DEFAULT_REST_PORT  # 0: no REST
     metrics_port: int | None = None  # besides the REST port
     health_port: int | None = None
-    metrics_path: str = PROMETHEUS_PATH
+    metrics_path: str = PROMETHEUS_PATH  # empty: no metrics on the REST port
     host: str = "[::]"
     model_config_file: str = ""
     model_config_poll_seconds: float = 0.0  # 0: read once
@@ -109,7 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--monitoring-config-file",
         default="",
         metavar="FILE",
-        help="monitoring.config: the path of metrics (they are at /metrics as well)",
+        help="monitoring.config: whether there are metrics on the REST port, and their path (they "
+        "are at /metrics as well)",
     )
     add("--max-num-load-retries", type=int, default=5, metavar="N", help="(default: %(default)s)")
     add(
@@ -140,6 +162,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             if kind == "intra"
             else "threads across operations (0: TensorFlow decides)",
         )
+    add("--ssl-config-file", default="", help=argparse.SUPPRESS)  # refused in words
+    parser.set_defaults(without_effect=[])
+    for flag in WITHOUT_EFFECT:
+        add(flag, dest="without_effect", nargs="?", action=_Note, help=argparse.SUPPRESS)
+
+
+class _Note(argparse.Action):
+    """Notes the flag, not its value."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.without_effect = [*namespace.without_effect, option_string]
 
 
 def listen(host: str, port: int, option: str) -> socket.socket:
@@ -162,7 +201,14 @@ def read_options(args: argparse.Namespace) -> ServerOptions:
         raise SettingsError(
             "give either --model-config-file FILE or --model-base-path DIR (with --model-name)"
         )
+    if args.ssl_config_file:
+        raise SettingsError(
+            "--ssl-config-file is the stock server's; here give --tls DIR, a folder with tls.crt, "
+            "tls.key and ca.crt"
+        )
     _check_port_numbers(args)
+    if args.without_effect:
+        log.info("flags that change nothing here: %s", " ".join(args.without_effect))
     if args.model_config_file:
         models = read_server_models(args.model_config_file)
     else:
@@ -246,9 +292,12 @@ def _check_batching(path: str, batching: Batching) -> None:
 
 
 def _metrics_path(file: str) -> str:
+    """Where metrics are; nowhere if the file does not enable them."""
     if not file:
         return PROMETHEUS_PATH
     config = read_text(file, serving_pb2.MonitoringConfig()).prometheus_config
+    if not config.enable:
+        return ""
     path = config.path or PROMETHEUS_PATH
     if not path.startswith("/"):
         raise SettingsError(f"{file}: the path of metrics must begin with /, given {path}")

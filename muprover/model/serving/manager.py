@@ -25,7 +25,7 @@ from muprover.serving_config import ModelSettings
 
 log = logging.getLogger(__name__)
 
-MAX_ENDED = 100  # versions remembered per model after their end
+MAX_ENDED = 100  # versions of a model, and models, remembered after their end
 
 
 class State(IntEnum):
@@ -92,6 +92,7 @@ class Manager:
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._models = {settings.name: Model(settings) for settings in models}
+        self._ended: dict[str, dict[int, VersionStatus]] = {}  # of models no longer served
         self._loader = loader
         self._options = options
         self._metrics = metrics
@@ -140,7 +141,7 @@ class Manager:
         """Of all versions of a model that are remembered, newest first, or of one."""
         with self._changed:
             model = self._models.get(name)
-            known = dict(model.statuses) if model else {}
+            known = dict(model.statuses if model else self._ended.get(name, {}))
         if version is not None:
             if version not in known:
                 message = f"Could not find version {version} of model {name}"
@@ -175,13 +176,17 @@ class Manager:
         listed = {settings.name for settings in models}
         for name in [name for name in self._models if name not in listed]:
             log.info("model %s is no longer served", name)
-            del self._models[name]
+            statuses = self._models.pop(name).statuses.values()
+            self._ended[name] = {s.version: VersionStatus(s.version, State.END) for s in statuses}
             self._metrics.forget_model(name)
         for settings in models:
+            self._ended.pop(settings.name, None)
             if settings.name in self._models:
                 self._models[settings.name].settings = settings
             else:
                 self._models[settings.name] = Model(settings)
+        while len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
         self._changed.notify_all()
         self._on_change()
 

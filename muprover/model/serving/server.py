@@ -56,8 +56,9 @@ class NetworkServer:
         )
         predictor = Predictor(self.manager, self._batcher, self.metrics, options.as_tensor_content)
         self._servicers = PredictionServicer(predictor), ModelServicer(self.manager)
-        paths = (options.metrics_path, "/metrics")
+        paths = [options.metrics_path, "/metrics"] if options.metrics_path else []
         self._rest = RestServer(self.manager, predictor, self.metrics, paths)
+        paths = paths or ["/metrics"]
         self._metrics_only = RestServer(self.manager, predictor, self.metrics, paths, True)
         self._puller = _puller(options, self.metrics)
         self._changed = asyncio.Event()
