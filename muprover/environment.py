@@ -18,7 +18,8 @@ class TimeStep(NamedTuple):
     """Where a game stands after a reset or a move; stacked, n games with a leading axis `[n]`.
 
     A reward belongs to the player who made the move that led here; it is 0 after a reset.
-    `terminated`: the rules ended the game. `truncated`: something else did (a limit on moves).
+    `terminated`: the rules ended the game. `truncated`: something else did (a limit on moves), and
+    the rules did not.
     """
 
     observation: NDArray[Any]  # [...]: as `game.observation_shape` says
@@ -82,9 +83,9 @@ class GameError(RuntimeError):
 class Environments:
     """B games at once; checks every move, so that neither games nor callers have to.
 
-    A game that has not ended after `max_moves` moves is truncated (None: never). Games are made
-    when they are first reset. Games that are elsewhere override `_reset_games`, `_step_games` and
-    `close`.
+    A game that has not ended after `max_moves` moves is truncated (None: never); what its rules
+    have ended is not. Games are made when they are first reset. Games that are elsewhere override
+    `_reset_games`, `_step_games` and `close`.
     """
 
     def __init__(
@@ -125,10 +126,10 @@ class Environments:
         self._check_moves(rows, actions)
         steps = self._step_games(rows, actions)
         self._moves[rows] += 1
+        truncated = steps.truncated
         if self._max_moves is not None:
-            late = (self._moves[rows] >= self._max_moves) & ~steps.terminated
-            steps = steps._replace(truncated=steps.truncated | late)
-        return self._note(rows, steps)
+            truncated = truncated | (self._moves[rows] >= self._max_moves)
+        return self._note(rows, steps._replace(truncated=truncated & ~steps.terminated))
 
     def announce(self, rows: ArrayLike, seeds: ArrayLike) -> None:
         """Tells with which `seeds` `[n]` the games of `rows` `[n]` will be reset next.

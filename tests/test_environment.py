@@ -79,6 +79,17 @@ def test_a_game_of_max_moves_is_truncated_but_not_if_it_has_ended() -> None:
     assert not games.step([1], [0]).truncated.any()
 
 
+@pytest.mark.parametrize("max_moves", [None, 9])
+def test_a_game_that_is_ended_by_its_rules_and_cut_off_at_once_has_ended(max_moves) -> None:
+    games = Environments(Broken, 1, max_moves)
+    steps = games.reset([0], [4])
+    Broken.fault = TimeStep(*(field[0] for field in steps))._replace(
+        terminated=True, truncated=True
+    )
+    steps = games.step([0], [0])
+    assert (steps.terminated.tolist(), steps.truncated.tolist()) == ([True], [False])
+
+
 @pytest.mark.parametrize(
     ("rows", "actions", "sentence"),
     [

@@ -16,8 +16,7 @@ def starts(games, num_unroll_steps=K):
     found = []
     for game in games:
         for t in range(game.first, game.first + game.size):
-            inside = game.terminated or t + num_unroll_steps <= len(game)
-            if inside or (t == 0 and len(game) < num_unroll_steps):
+            if game.terminated or t + num_unroll_steps <= len(game):
                 found.append((game, t))
     return found
 
@@ -86,6 +85,29 @@ def test_no_unroll_passes_the_end_of_a_truncated_game():
     assert batch.key.max() == 15  # its unroll ends at the final state, of which the value is known
     last = np.argmax(batch.key)
     assert batch.target_value[last, 5] == np.float32(game.final_value)
+    assert batch.mask[:, :5].all()
+
+
+def test_of_a_game_cut_off_before_an_unroll_is_over_nothing_is_learned(caplog):
+    """What its first position's unroll would teach, that all is over and worth 0, is not so."""
+    config = make_config(
+        num_unroll_steps=5, max_size=50, min_size_to_sample=20, priority_exponent=1.0
+    )
+    rng = np.random.default_rng(0)
+    buffer = ReplayBuffer(config)
+    buffer.add(make_games(config, [4] * 4, rng, terminated=False))
+    assert "cut off" not in caplog.text  # the usual ones may be still to come
+    for _ in range(20):
+        buffer.add(make_game(config, 4, rng, terminated=False))
+    assert len(buffer) == 48
+    assert not buffer.can_sample
+    with pytest.raises(ValueError, match="there is nothing to sample"):
+        buffer.sample(4, rng)
+    told = "20 positions are stored, but none can be sampled: all games were cut off before move 5"
+    assert caplog.text.count("cut off") == caplog.text.count(told) == 1
+    buffer.add(make_game(config, 5, rng, terminated=False))
+    batch = buffer.sample(10, rng)
+    assert set(batch.key.tolist()) == {0}
     assert batch.mask[:, :5].all()
 
 
@@ -225,7 +247,7 @@ def test_a_game_larger_than_the_window_is_refused():
 
 
 def test_an_empty_buffer_says_so():
-    with pytest.raises(ValueError, match="no batch of 4: the replay buffer is empty"):
+    with pytest.raises(ValueError, match="no batch of 4: there is nothing to sample"):
         ReplayBuffer(make_config()).sample(4, np.random.default_rng(0))
 
 

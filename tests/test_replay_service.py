@@ -25,6 +25,7 @@ from replay_games import (
 )
 
 from muprover.config import SettingsError
+from muprover.replay import ReplayBuffer
 from muprover.replay.wire import game_to_proto
 from muprover.services.client import ContractError, ServiceError, open_channel
 from muprover.services.remote_replay import RemoteReplayBuffer
@@ -227,6 +228,23 @@ def test_agents_wait_for_the_trainer_and_the_trainer_for_agents(start, connect):
     wait_until(lambda: next(batches) is not None and admitted == [True])
 
 
+def test_sampling_goes_on_when_all_that_could_be_sampled_has_left_the_window(
+    start, connect, monkeypatch
+):
+    process = start()
+    replay = connect(process)
+    replay.add(make_games(process.config, [5] * 3, rng()))
+    sample, failures = ReplayBuffer.sample, iter([ValueError("there is nothing to sample")])
+
+    def at_first_empty(*arguments):
+        if failure := next(failures, None):
+            raise failure
+        return sample(*arguments)
+
+    monkeypatch.setattr(ReplayBuffer, "sample", at_first_empty)
+    assert next(replay.sample(8)) is not None
+
+
 def test_waiting_ends_when_told_to(start, connect):
     process = start(
         ReplayProcess,
@@ -249,6 +267,10 @@ def test_waiting_ends_when_told_to(start, connect):
     assert time.monotonic() - started < 4
     thread.join(2)
     assert answers == [False]
+    started = time.monotonic()
+    with pytest.raises(Stopped):  # the server is gone
+        replay.update_priorities(np.arange(2), np.ones(2), stop)
+    assert time.monotonic() - started < 4
 
 
 def test_it_serves_health_and_reflection(server):

@@ -7,6 +7,7 @@ Targets are computed once, as games come in; sampling only gathers.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import Counter, deque
@@ -26,6 +27,8 @@ from muprover.replay.ring import Ring
 from muprover.replay.statistics import GameStatistics, ReplayStats
 
 Array = NDArray[Any]
+
+log = logging.getLogger(__name__)
 
 GAMES_AT_ONCE = 64  # stored while nothing can be sampled
 LEAST_PRIORITY = 1e-3  # what is predicted without any error is still sampled now and then
@@ -89,6 +92,7 @@ class ReplayBuffer:
         self._segments: Counter[int] = Counter()  # stored, by game
         self._positions = 0
         self.statistics = GameStatistics(config.game.num_players, config.replay.segment_length)
+        self._has_said_so = False  # that nothing can be sampled
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -134,7 +138,7 @@ class ReplayBuffer:
         """Draws starts, uniformly or by priority, with replacement."""
         with self._lock:
             if not self.can_sample:
-                raise ValueError(f"no batch of {batch_size}: the replay buffer is empty")
+                raise ValueError(f"no batch of {batch_size}: there is nothing to sample")
             keys, weight = self._draw(batch_size, rng)
             slots = self._starts.slots(keys)
             row = self._starts.take("row", slots)
@@ -218,6 +222,8 @@ class ReplayBuffer:
             self._tree.update(slots, self._weights(rows["surprise"][starts.row]))
         for game, count in zip(games, starts.counts, strict=True):
             self._remember(game, count)
+        if not self.can_sample and len(self) >= self._config.replay.min_size_to_sample:
+            self._say_that_nothing_can_be_sampled()
 
     def _remember(self, game: GameHistory, starts: int) -> None:
         self._records.append(_Record(game.key, game.size, len(game) + EXTRA_ROWS, starts))
@@ -227,6 +233,16 @@ class ReplayBuffer:
         self.counters.inserted_positions += game.size
         self.counters.inserted_games += game.segment == 0
         self.statistics.observe(game)
+
+    def _say_that_nothing_can_be_sampled(self) -> None:
+        """Once."""
+        if not self._has_said_so:
+            log.warning(
+                "%d positions are stored, but none can be sampled: all games were cut off before "
+                "move %d. Lower training.num_unroll_steps or raise game.max_moves",
+                *(len(self), self._config.training.num_unroll_steps),
+            )
+        self._has_said_so = True
 
     def _append_rows(self, rows: dict[str, Array]) -> int:
         """Adds games' rows; memory grows to what the window needs of games like those so far."""

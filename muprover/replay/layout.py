@@ -75,7 +75,8 @@ class Starts(NamedTuple):
 
 def starts_of(games: Sequence[GameHistory], num_unroll_steps: int) -> Starts:
     """The games' own positions, but for the last K of a truncated game: their unroll would pass
-    into what nobody has seen. They are learned from as what follows earlier starts."""
+    into what nobody has seen. They are learned from as what follows earlier starts; a game that
+    was cut off before its Kth move has no start."""
     counts = [_count_starts(game, num_unroll_steps) for game in games]
     lengths = np.array([len(game) for game in games])
     offset = np.cumsum(lengths + EXTRA_ROWS) - lengths - EXTRA_ROWS
@@ -92,9 +93,8 @@ def starts_of(games: Sequence[GameHistory], num_unroll_steps: int) -> Starts:
 def _count_starts(game: GameHistory, num_unroll_steps: int) -> int:
     if game.terminated:
         return game.size
-    whole_unroll = len(game) - num_unroll_steps + 1 - game.first
-    least = int(game.first == 0)  # a game shorter than any unroll has one start, its first position
-    return max(least, min(game.size, whole_unroll))
+    whole_unrolls = len(game) - num_unroll_steps + 1 - game.first
+    return max(0, min(game.size, whole_unrolls))
 
 
 def _padded(arrays: Sequence[Array], fill: int = 0) -> Array:

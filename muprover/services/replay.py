@@ -222,7 +222,10 @@ class ReplayServicer(replay_pb2_grpc.ReplayServiceServicer):
         return added
 
     def _sample(self, size: int) -> replay_pb2.SampleResponse:
-        return batch_to_proto(self._buffer.sample(size, self._rng))
+        try:
+            return batch_to_proto(self._buffer.sample(size, self._rng))
+        except ValueError as error:  # what there was has just left the window
+            raise RequestError(grpc.StatusCode.UNAVAILABLE, str(error)) from None
 
     def _check_batch_size(self, size: int) -> None:
         in_message = MAX_MESSAGE_BYTES // self._sample_bytes
