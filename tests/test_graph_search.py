@@ -124,6 +124,14 @@ def test_the_compiled_search_equals_the_readable_one(variant: str):
         assert_equal(compiled(inputs), make_policy(network, config, DISCOUNT)(inputs))
 
 
+@pytest.mark.parametrize("variant", ["gumbel", "muzero"])
+def test_with_many_games_which_renew_one_level_at_a_time_it_equals_it_too(variant: str):
+    network, config = RandomMLP(), VARIANTS[variant]
+    inputs = make_inputs(40, 30)
+    compiled = graph_policy(network, config, room=30, xla=True)
+    assert_equal(compiled(inputs), make_policy(network, config, DISCOUNT)(inputs))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_plain_graph_equals_the_readable_one_at_any_batch_size(variant: str):
     network, config = RandomMLP(), VARIANTS[variant]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import muprover
 from muprover.game import game_names
@@ -45,6 +47,39 @@ def test_a_plain_installation_asks_for_light_packages_only() -> None:
     names = {re.split(r"[^a-z0-9_-]", line)[0] for line in plain}
     assert names >= {"numpy", "grpcio"}
     assert not names & HEAVY
+
+
+PYTHON_ONLY = {"pickle", "cloudpickle", "marshal", "dill", "shelve", "joblib"}
+
+
+def test_nothing_is_stored_or_sent_that_only_python_can_read() -> None:
+    """And that would run whatever code it holds."""
+    files = sorted(Path(muprover.__path__[0]).rglob("*.py"))
+    assert len(files) > 100
+    found = {
+        f"{file.name}:{node.lineno} {name}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for name in named_in(node)
+        if name.partition(".")[0] in PYTHON_ONLY or name == "allow_pickle"
+    }
+    assert not found
+
+
+def named_in(node: ast.AST) -> list[str]:
+    """Modules that a statement imports, and arguments that a call names."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    if isinstance(node, ast.Call):
+        literal = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        names = [str(value) for value in literal] if ast.unparse(node.func) in IMPORTERS else []
+        return names + [keyword.arg or "" for keyword in node.keywords]
+    return []
+
+
+IMPORTERS = {"__import__", "import_module", "importlib.import_module"}
 
 
 def test_there_are_light_modules() -> None:
