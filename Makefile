@@ -40,8 +40,12 @@ protos: $(RUN_READY)  ## Rebuild muprover/v1 from protos/.
 	$(call install,"grpcio-tools>=1.85$(comma)<2" setuptools)
 	@$(BIN)/python -c "import setup; setup.generate_protos()" && echo "muprover/v1 is up to date"
 
-bench: $(TEST_READY)  ## Measure search, serving, self-play, replay and training (minutes).
-	@for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench $(ARGS) || exit 1; done
+bench: $(TEST_READY)  ## Measure search, serving, self-play, replay, training (minutes), into bench/*.json.
+	@mkdir -p bench; failed=; for file in tests/benchmarks/bench_*.py; do \
+	  name=$$(basename $$file .py); echo "== $$name"; \
+	  $(BIN)/python $$file --json bench/$${name#bench_}.json $(ARGS) || failed="$$failed $$name"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 proof: $(RUN_READY)  ## Train GAME to its goal with each of SEEDS seeds, and report every run.
 	@$(BIN)/python tests/benchmarks/proof.py --game $(GAME) --seeds $(SEEDS) $(ARGS)

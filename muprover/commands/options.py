@@ -127,14 +127,14 @@ class CommandBuilder:
         )
         return self
 
-    def partner(self, name: str, default_port: int) -> Self:
-        """The address of another component."""
+    def partner(self, name: str, default_port: int, note: str = "") -> Self:
+        """The address of another component. `note`: what its help says besides."""
         self.add(
             f"--{name}",
             type=address,
             default=f"localhost:{default_port}",
             metavar="HOST:PORT",
-            help=f"of the {name.removesuffix('-buffer')} server (default: %(default)s)",
+            help=f"of the {name.removesuffix('-buffer')} server (default: %(default)s){note}",
         )
         return self
 

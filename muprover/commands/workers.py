@@ -193,7 +193,12 @@ def add_evaluate(commands: Any) -> None:
         "where\nthe game has them, exact answers (every line of play, known positions).",
         usage="muprover evaluate --game G [--network HOST:PORT] [options]",
     )
-    command.game().group("evaluation").partner("environment", ENVIRONMENT_PORT).network_partner()
+    command.game().group("evaluation").partner(
+        "environment",
+        ENVIRONMENT_PORT,
+        "; it is not asked for games of two players whose rules are at hand: these are played here",
+    )
+    command.network_partner()
     add = command.add
     add("--watch", action="store_true", help="evaluate each new version, until stopped")
     add("--json", action="store_true", help="answer in JSON")
@@ -207,6 +212,8 @@ def add_evaluate(commands: Any) -> None:
     command.examples(
         "muprover evaluate --game tictactoe --network localhost:50002",
         "muprover evaluate --game tictactoe --network localhost:50002 --watch --output e.jsonl",
+        "muprover evaluate --game connect_four --network localhost:50002 \\",
+        "    --set evaluation.num_episodes=400 --set evaluation.mcts_simulations=1000",
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from bench_selfplay import free_port
+from timing import machine, write
 
 from muprover.game import Game, load_game
 from muprover.history import GameHistory
@@ -79,13 +80,13 @@ def measure(args: argparse.Namespace) -> None:
         "good_agent_among_them_ms": among,
     }
     report(result)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1))
+    write(args.json, result)
     if served < args.agents:
         raise SystemExit(f"only {served} of {args.agents} agents were served")
 
 
 def report(result: dict[str, Any]) -> None:
+    print(json.dumps(machine()))
     print(f"{result['served']} of {result['agents']} agents have a game and wait for room")
     for name, now in result["with"].items():
         before = result["without"][name]

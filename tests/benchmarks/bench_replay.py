@@ -8,8 +8,6 @@ in memory with numpy, places given: the least that any buffer in numpy could do.
 
 import argparse
 import itertools
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -22,6 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from replay_games import ReplayProcess, make_config, make_games
+from timing import report
 
 from muprover.replay import ReplayBuffer
 from muprover.replay.durable import DurableReplay
@@ -161,31 +160,20 @@ def bench_wire(name, seconds, agents=4):
     return row
 
 
-def show(title, rows):
-    print(f"\n{title}\n")
-    columns = list(rows[0])
-    print("| " + " | ".join(column.replace("_", " ") for column in columns) + " |")
-    print("|" + "---|" * len(columns))
-    for row in rows:
-        cells = (f"{v:,.0f}" if isinstance(v, float) else str(v) for v in row.values())
-        print("| " + " | ".join(cells) + " |")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    results = {"machine": f"{platform.processor() or platform.machine()}", "batch": BATCH}
-    for title, bench in (
-        ("sampling, in process", bench_sampling),
-        ("adding to the disk, in process", bench_disk),
-        ("over the wire", bench_wire),
-    ):
-        results[title] = [bench(name, options.seconds) for name in SHAPES]
-        show(title, results[title])
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    benches = {
+        "sampling, in process": bench_sampling,
+        "adding to the disk, in process": bench_disk,
+        "over the wire": bench_wire,
+    }
+    tables = {
+        title: [bench(name, options.seconds) for name in SHAPES] for title, bench in benches.items()
+    }
+    report(tables, options.json, batch=BATCH)
 
 
 if __name__ == "__main__":

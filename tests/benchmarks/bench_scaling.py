@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_selfplay import MUPROVER, Pipeline, cpu_seconds
 from fake_network import FakeNetwork
-from timing import report
+from timing import machine, show, write
 
 from muprover.components import free_ports
 from muprover.game import load_game
@@ -60,20 +60,20 @@ def main() -> None:
         serve(args)
         return
     fleets, costs = measure_fleets(args)
-    report("agents against a fixed latency", fleets, None, latency=args.latency)
+    print(json.dumps(machine()))
+    show(f"agents against a fixed latency of {args.latency} s", fleets)
     costs["network"] = {"move": network_cost(args), "agent": 0.0}
     step = trainer_step(args.game)
     rows = [
         {"part": part, "us/move": 1e6 * cost["move"], "ms/s of an agent": 1e3 * cost["agent"]}
         for part, cost in costs.items()
     ]
-    report("CPU time", [*rows, {"part": "trainer", "us/step": 1e6 * step}], None)
+    show("CPU time", [*rows, {"part": "trainer", "us/step": 1e6 * step}])
     limits = model(args, costs, step)
-    report("agents that a part can take", limits, None)
-    report("cores that agents need", demand(args, costs, step), None)
-    if args.json:
-        result = {"fleets": fleets, "costs": costs, "trainer_step": step, "limits": limits}
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+    show("agents that a part can take", limits)
+    show("cores that agents need", demand(args, costs, step))
+    result = {"fleets": fleets, "costs": costs, "trainer_step": step, "limits": limits}
+    write(args.json, result)
 
 
 def measure_fleets(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict[str, float]]]:

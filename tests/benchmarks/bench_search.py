@@ -4,14 +4,17 @@
     python tests/benchmarks/bench_search.py --networks resnet --batches 8,32 --json search.json
 
 Each row of the table is one setting: simulations/s of both sides and of the limit (as many
-recurrent inferences in a bare compiled loop), ratios of medians, the share of games in which both
-sides counted the same visits (noise off), and what compiling took.
+recurrent inferences in a bare compiled loop), ratios of medians, the games in which both sides
+counted the same visits (noise off), and what compiling took. Where visits differ, it exits with 1.
+
+A second table has the time of a simulation in long searches against that in short ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -137,8 +140,15 @@ def bare_network(kind: str, batch: int, simulations: int) -> Callable[..., Any]:
 
 
 def measure(
-    kind: str, variant: str, batch: int, simulations: int, seconds: float, with_mctx: bool
+    kind: str,
+    variant: str,
+    batch: int,
+    simulations: int,
+    seconds: float,
+    with_mctx: bool,
+    different: list[str],
 ) -> dict[str, Any]:
+    """A row of the table. `different` takes up settings in which visit counts were not equal."""
     ours = muprover_search(kind, variant, batch, simulations)
     sides: dict[str, Callable[[], Any]] = {
         "muprover": ours,
@@ -151,6 +161,8 @@ def measure(
         compiling["mctx"] = first_call(theirs)
         same = (ours(0.0)[2] == theirs(0.0)[2]).all(-1)
         equal = f"{same.sum()}/{batch}"
+        if not same.all():
+            different.append(f"{kind}, {variant}, B = {batch}, S = {simulations}: {equal}")
     medians = medians_in_turn(sides, seconds)
     rate = {name: batch * simulations / median for name, median in medians.items()}
     row: dict[str, Any] = {
@@ -173,14 +185,59 @@ def measure(
     return row | {"compiles s": compiling["muprover"]}
 
 
-def main() -> None:
+def measure_scaling(
+    kind: str, variant: str, batch: int, simulations: tuple[int, int], seconds: float
+) -> dict[str, Any]:
+    """Of a simulation, in long searches against short ones."""
+    sides = {str(s): muprover_search(kind, variant, batch, s) for s in simulations}
+    for side in sides.values():
+        side()
+    medians = medians_in_turn(sides, seconds)
+    per_simulation = {f"us at S = {s}": 1e6 * medians[str(s)] / s for s in simulations}
+    few, many = per_simulation.values()
+    row = {"network": kind, "variant": variant, "B": batch}
+    return row | per_simulation | {"ratio": many / few}
+
+
+def main() -> int:
+    options = parse()
+    tune(intra_op=1, inter_op=1)  # as the network server does
+    settings = itertools.product(
+        options.networks, options.variants, options.batches, options.simulations
+    )
+    different: list[str] = []
+    rows = [
+        measure(*setting, options.seconds, not options.no_mctx, different) for setting in settings
+    ]
+    versions = {"tensorflow": tf.__version__, "jax": jax.__version__, "mctx": mctx.__version__}
+    tables = {"search": rows}
+    if options.scaling:
+        tables["search, time of a simulation"] = [
+            measure_scaling(kind, variant, 32, (50, options.scaling), options.seconds)
+            for kind in options.networks[-1:]
+            for variant in options.variants
+        ]
+    report(tables, options.json, **versions)
+    for setting in different:
+        print(f"visit counts differ from mctx's: {setting}", file=sys.stderr)
+    return 1 if different else 0
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     numbers = lambda text: [int(n) for n in text.split(",")]  # noqa: E731
     names = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--networks", type=names, default=["mlp", "resnet"])
     parser.add_argument("--variants", type=names, default=["muzero", "gumbel_muzero"])
-    parser.add_argument("--batches", type=numbers, default=[1, 8, 32, 128])
+    parser.add_argument("--batches", type=numbers, default=[1, 8, 32, 128, 512])
     parser.add_argument("--simulations", type=numbers, default=[25, 50])
+    parser.add_argument(
+        "--scaling",
+        type=int,
+        default=800,
+        metavar="S",
+        help="simulations of the last network's long searches (default: %(default)s; 0: none)",
+    )
     parser.add_argument("--seconds", type=float, default=1.5, help="of measuring, each side")
     parser.add_argument("--no-mctx", action="store_true", help="only against the limit")
     parser.add_argument("--quick", action="store_true", help="the MLP at B = 32, S = 25, briefly")
@@ -188,15 +245,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.networks, options.batches, options.simulations = ["mlp"], [32], [25]
-        options.seconds = 0.5
-    tune(intra_op=1, inter_op=1)  # as the network server does
-    settings = itertools.product(
-        options.networks, options.variants, options.batches, options.simulations
-    )
-    rows = [measure(*setting, options.seconds, not options.no_mctx) for setting in settings]
-    versions = {"tensorflow": tf.__version__, "jax": jax.__version__, "mctx": mctx.__version__}
-    report("search", rows, options.json, **versions)
+        options.seconds, options.scaling = 0.5, 0
+    return options
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import secrets
 import signal
 import ssl
@@ -31,6 +30,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+from timing import machine, write
 
 from muprover.evaluation.matches import GamesInPlay
 from muprover.game import load_game
@@ -111,15 +111,14 @@ def compare_locked(args: argparse.Namespace) -> None:
                     rates[name].append(pipelines[name].measure(args.seconds))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratios = [locked / open_ for locked, open_ in zip(rates["locked"], rates["open"], strict=True)]
-    print(f"{args.game}, {args.num_games} games in {args.groups} groups, {platform.processor()}")
+    print(f"{args.game}, {args.num_games} games in {args.groups} groups, {json.dumps(machine())}")
     for name, rate in medians.items():
         print(f"  {name:28} {rate:10,.0f} simulations/s")
     cost = 1 - statistics.median(ratios)
     print(
         f"  TLS, client certificates and a token cost {cost:.1%} (median of {len(ratios)} rounds)"
     )
-    if args.json:
-        args.json.write_text(json.dumps({"simulations_per_s": medians, "all": rates}, indent=1))
+    write(args.json, {"simulations_per_s": medians, "all": rates})
 
 
 def make_locks(folder: Path) -> dict[str, str]:
@@ -140,16 +139,15 @@ def report(
     agent: dict[str, float],
 ) -> None:
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"{args.game}, {args.num_games} games in {args.groups} groups, {platform.processor()}")
+    print(f"{args.game}, {args.num_games} games in {args.groups} groups, {json.dumps(machine())}")
     for name, rate in medians.items():
         ratio = medians["self-play"] / rate
         print(f"  {name:28} {rate:10,.0f} simulations/s   self-play is {ratio:6.1%} of it")
     print("  CPU: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     print("  agent: " + ", ".join(f"{name} {value}" for name, value in agent.items()))
-    if args.json:
-        result = {"arguments": {"game": args.game, "num_games": args.num_games}}
-        result |= {"simulations_per_s": medians, "all": rates, "cpu": shares, "agent": agent}
-        args.json.write_text(json.dumps(result, indent=1))
+    result: dict[str, object] = {"arguments": {"game": args.game, "num_games": args.num_games}}
+    result |= {"simulations_per_s": medians, "all": rates, "cpu": shares, "agent": agent}
+    write(args.json, result)
 
 
 class Pipeline:

@@ -19,13 +19,13 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+from timing import machine, write
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from muprover.components import free_ports
 from muprover.game import Game, load_game
 from muprover.policy import PolicyOutput, SearchInputs
-from muprover.runfolder import machine
 from muprover.selfplay import play_games
 from muprover.services.remote_replay import RemoteReplayBuffer
 
@@ -74,8 +74,7 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:16} {value if isinstance(value, str) else f'{value:.3g}'}")
     print(json.dumps(machine()))
-    if args.json:
-        args.json.write_text(json.dumps(result | {"machine": machine()}, indent=2) + "\n")
+    write(args.json, result)
 
 
 def fill(replay: RemoteReplayBuffer, game: Game) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+Rows = Sequence[Mapping[str, Any]]
+
 
 def use_one_core() -> None:
     """Pins this process and keeps the libraries' thread pools at one. Before they are imported."""
@@ -45,6 +47,7 @@ def medians_in_turn(
 
 
 def machine() -> dict[str, Any]:
+    """What a figure was measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
@@ -55,17 +58,29 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(title: str, rows: Sequence[Mapping[str, Any]], path: str | None, **facts: Any) -> None:
-    """Prints rows as a table, and writes them with the machine to `path` as JSON."""
-    print(f"\n{title}: {json.dumps(machine() | facts)}")
+def report(tables: Mapping[str, Rows], path: str | Path | None, **facts: Any) -> None:
+    """Prints tables by title, and writes them with the machine to `path` as JSON."""
+    print(json.dumps(machine() | facts))
+    for title, rows in tables.items():
+        show(title, rows)
+    write(path, {"tables": tables}, **facts)
+
+
+def show(title: str, rows: Rows) -> None:
+    print(f"\n{title}:")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *([_text(row.get(name, "")) for name in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def write(path: str | Path | None, result: Mapping[str, Any], **facts: Any) -> None:
+    """Writes a result, with the machine, as JSON; nothing without a path."""
     if path:
-        result = {"title": title, "machine": machine() | facts, "rows": list(rows)}
-        Path(path).write_text(json.dumps(result, indent=2) + "\n")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        whole = {"machine": machine() | facts, **result}
+        Path(path).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 
 def _text(value: Any) -> str:
