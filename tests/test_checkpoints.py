@@ -15,6 +15,7 @@ from muprover.model.training import Training, example_batch
 
 TINY = [
     *("network.hidden_size=8", "network.layer_size=8", "training.xla=false"),
+    "training.ema_decay=0",
     *("training.batch_size=4", "training.num_unroll_steps=1"),
 ]
 
@@ -127,8 +128,8 @@ def test_a_first_checkpoint_that_was_not_written_to_its_end_is_none(tmp_path: Pa
     ("setting", "difference"),
     [
         ("network.layer_size=16", r"network/0 is \[18, 8\] there and \[18, 16\] here"),
-        ("network.num_layers=2", r"network/2 is \[8, 8\] there and \[8\] here|network/\d+ is "),
-        ("training.optimizer=sgd", r"optimizer/\d+ is \[.*\] there and missing here"),
+        ("network.num_layers=2", r"network/\d+ is .* there and .* here; .*; and \d+ more"),
+        ("training.optimizer=sgd", r"optimizer/\d+ is .* there and .* here"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused_in_words(

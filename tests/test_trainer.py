@@ -96,11 +96,11 @@ def test_versions_go_up_though_training_begins_again_behind_them(tmp_path: Path)
     """The network server serves the highest number: lower ones would never be played with."""
     settings = ("training.export_interval=2", "training.checkpoint_interval=2")
     train(game_with(*settings, "training.max_steps=4"), tmp_path)
-    assert versions(tmp_path) == [1, 4]
+    assert versions(tmp_path) == [1, 2, 4]
     (tmp_path / "models" / "4").rename(tmp_path / "models" / "1000")
     trainer, _ = train(game_with(*settings, "training.max_steps=8"), tmp_path)
     assert trainer.step == 8
-    assert versions(tmp_path) == [1, 1000, 1001, 1002, 1003]  # of steps 4, 6 and 8
+    assert versions(tmp_path) == [2, 1000, 1001, 1002, 1003]  # of steps 4, 6 and 8
 
 
 def test_curves_and_settings_are_for_tensorboard(
