@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from muprover.config import SettingsError
 from muprover.game import Game, load_game
@@ -24,9 +25,10 @@ def game_with(*overrides: str) -> Game:
     return load_game("tictactoe", overrides=[*TINY, *overrides])
 
 
-def trained(game: Game, steps: int, seed: int = 0) -> Training:
-    training = Training(game, seed)
-    train(training, game, range(steps))
+def at_step(game: Game, step: int) -> Training:
+    """As if it had made so many steps."""
+    training = Training(game, 0)
+    training._optimizer.iterations.assign(step)
     return training
 
 
@@ -65,8 +67,10 @@ def damage(path: Path, left: int | None = None) -> None:
 def test_a_restored_training_continues_as_if_nothing_had_happened(tmp_path: Path, ema_decay: float):
     settings = f"training.ema_decay={ema_decay}", "training.learning_rate_schedule=cosine"
     game = game_with(*settings)
-    straight = trained(game, 4)
-    save(trained(game, 2), tmp_path)
+    straight = Training(game, 0)
+    train(straight, game, range(2))
+    save(straight, tmp_path)
+    train(straight, game, range(2, 4))
     resumed = restore(game, tmp_path)
     assert resumed.step == 2
     train(resumed, game, range(2, 4))
@@ -77,11 +81,8 @@ def test_a_restored_training_continues_as_if_nothing_had_happened(tmp_path: Path
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path):
     game = game_with()
-    training = Training(game, 0)
-    checkpoints = Checkpoints(training, tmp_path)
-    for step in range(2):
-        train(training, game, range(step, step + 1))
-        checkpoints.save()
+    for step in (1, 2):
+        save(at_step(game, step), tmp_path)
     [newest] = tmp_path.glob("training-2.data-*")
     damage(newest)
     assert restore(game, tmp_path).step == 1
@@ -110,7 +111,7 @@ def test_the_newest_are_kept_and_listed(tmp_path: Path):
 
 
 def test_where_no_checkpoint_is_sound_nothing_begins_anew(tmp_path: Path):
-    save(trained(game_with(), 1), tmp_path)
+    save(at_step(game_with(), 1), tmp_path)
     damage(tmp_path / "training-1.index")
     with pytest.raises(SettingsError, match=r"no checkpoint in .* move them away to begin anew"):
         restore(game_with(), tmp_path)
@@ -118,7 +119,7 @@ def test_where_no_checkpoint_is_sound_nothing_begins_anew(tmp_path: Path):
 
 def test_a_first_checkpoint_that_was_not_written_to_its_end_is_none(tmp_path: Path):
     assert Checkpoints(Training(game_with(), 0), tmp_path).restore_newest() is None
-    save(trained(game_with(), 1), tmp_path)
+    save(at_step(game_with(), 1), tmp_path)
     damage(tmp_path / "training-1.index")
     (tmp_path / "checkpoint").unlink()  # it comes last
     assert Checkpoints(Training(game_with(), 0), tmp_path).restore_newest() is None
@@ -135,7 +136,7 @@ def test_a_first_checkpoint_that_was_not_written_to_its_end_is_none(tmp_path: Pa
 def test_a_checkpoint_of_other_settings_is_refused_in_words(
     tmp_path: Path, setting: str, difference: str
 ):
-    save(trained(game_with(), 1), tmp_path)
+    save(at_step(game_with(), 1), tmp_path)
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(SettingsError, match=f"training-1 was made with another .*{difference}"):
         restore(game_with(setting), tmp_path)
@@ -143,7 +144,7 @@ def test_a_checkpoint_of_other_settings_is_refused_in_words(
 
 
 def test_averaged_weights_begin_as_the_latest_ones(tmp_path: Path):
-    training = trained(game_with(), 3)
+    training = at_step(game_with(), 3)
     save(training, tmp_path)
     resumed = restore(game_with("training.ema_decay=0.9"), tmp_path)
     assert_same(resumed.network.weights, training.network.weights)
@@ -151,7 +152,9 @@ def test_averaged_weights_begin_as_the_latest_ones(tmp_path: Path):
 
 
 def test_without_an_average_the_latest_weights_are_gone_on_with(tmp_path: Path):
-    training = trained(game_with("training.ema_decay=0.9"), 3)
+    training = at_step(game_with("training.ema_decay=0.9"), 3)
+    for average in training.served_weights:
+        average.assign_add(tf.ones_like(average))
     save(training, tmp_path)
     resumed = restore(game_with(), tmp_path)
     assert_same(resumed.network.weights, training.network.weights)
@@ -174,5 +177,5 @@ def test_what_is_saved_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monkey
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
-    save(trained(game_with(), 1), tmp_path)
+    save(at_step(game_with(), 1), tmp_path)
     assert {*os.listdir(tmp_path), tmp_path.name} <= set(synced)
