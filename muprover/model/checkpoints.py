@@ -31,6 +31,7 @@ class Checkpoints:
         self._folder = folder
         self._keep = keep
         self._state = tf.train.Checkpoint(**training.state)
+        self._unreadable: set[int] = set()  # steps of states that were passed over
 
     def save(self) -> None:
         """Returns when the state of the training's last step is on the disk."""
@@ -38,10 +39,11 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._state.write(self._path(step))
         sync_tree(self._folder)
+        self._unreadable.discard(step)
         steps = self._steps()
-        kept = [older for older in steps if older <= step][: self._keep]
+        kept = [step for step in steps if step not in self._unreadable][: self._keep]
         self._write_list(kept)
-        for gone in set(steps) - set(kept):  # the newer ones could not be read
+        for gone in set(steps) - set(kept):
             for path in self._folder.glob(f"{NAME}-{gone}.*"):
                 path.unlink()
         sync_tree(self._folder)
@@ -52,8 +54,9 @@ class Checkpoints:
         Raises `SettingsError` where there are states but none that can be taken up: whoever
         began anew beside them would lose them.
         """
-        paths = [self._path(step) for step in self._steps()]
-        for path in paths:
+        steps = self._steps()
+        for step in steps:
+            path = self._path(step)
             try:
                 shapes = _read_shapes(path)
                 self._check(path, shapes)
@@ -62,9 +65,12 @@ class Checkpoints:
                 raise
             except DAMAGE as error:
                 log.error("checkpoint %s cannot be read, the one before is tried: %s", path, error)
+                self._unreadable.add(step)
             else:
+                if self._unreadable:
+                    self._write_list([older for older in steps if older <= step])
                 return path
-        if paths and (self._folder / LIST).exists():  # or else none was written to its end
+        if steps and (self._folder / LIST).exists():  # or else none was written to its end
             raise SettingsError(
                 f"no checkpoint in {self._folder} can be read (the log tells why); restore one, or "
                 "move them away to begin anew"

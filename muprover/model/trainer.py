@@ -153,6 +153,7 @@ class Trainer:
         self._writer = tf.summary.create_file_writer(str(self._logdir / "tensorboard"))
         restored = self._checkpoints.restore_newest()
         if restored:
+            self._last_saved = self.step  # it may be the only sound one: it is not written again
             log.info("resumed at training step %d from %s", self.step, restored)
         else:
             log.info("begins at training step %d, as there is no checkpoint", self.step)
