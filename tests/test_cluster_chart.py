@@ -125,6 +125,8 @@ def test_a_game_comes_in_as_helm_would_bring_it_in(api, tmp_path, options):
         if body["kind"] in ("Deployment", "StatefulSet"):
             changed = api.objects[KINDS[body["kind"]]][body["metadata"]["name"]]
             assert comparable(changed) == comparable(body)
+            runs = [w["spec"]["template"]["metadata"]["annotations"] for w in (changed, body)]
+            assert len({annotations.get("muprover/run") for annotations in runs}) == 1
         if body["kind"] == "ConfigMap" and body["metadata"]["name"] in api.objects["configmaps"]:
             assert api.objects["configmaps"][body["metadata"]["name"]]["data"] == body["data"]
     assert "r-muprover-games" in api.objects["configmaps"]

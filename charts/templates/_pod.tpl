@@ -20,6 +20,9 @@ metadata:
     {{- range $kind := ternary (list "network") (list "settings" "games") (not (empty .withoutGame)) }}
     checksum/{{ $kind }}: {{ include (printf "muprover.%sFiles" $kind) $root | sha256sum }}
     {{- end }}
+    {{- if eq .name "network" }}
+    muprover/run: {{ include "muprover.run" $root | quote }}  # changed by `muprover cluster game`, and back by Helm
+    {{- end }}
     {{- if and $root.Values.metrics.enabled $root.Values.metrics.podAnnotations }}
     prometheus.io/scrape: "true"
     prometheus.io/port: {{ default $root.Values.metrics.port .metricsPort | quote }}

@@ -20,7 +20,7 @@ FOLDER = PurePosixPath("/etc/muprover/games")  # in pods, as the chart has it
 MOST_BYTES = 900_000  # of a file; Kubernetes takes a little more
 NAME = r"[a-z][a-z0-9_]*"  # of games, as the chart's schema has it
 RUN_OPTIONS = ("--saved-models", "--logdir")  # their folders are named after the run
-RESTARTED = "muprover/restarted-at"
+RESTARTED, RUN = "muprover/restarted-at", "muprover/run"  # annotations of pods
 
 
 def install(release: Release, file: Path) -> str:
@@ -126,7 +126,10 @@ def _restart(cluster: Cluster, workload: Workload, path: str, run: str, games: s
     """Starts a component's pods anew, those with a game with the one at `path`."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     spec = workload.body["spec"]["template"]["spec"]
-    template: Object = {"metadata": {"annotations": {RESTARTED: now}}, "spec": {}}
+    annotations = {RESTARTED: now}
+    if workload.component == "network":  # nothing else of it tells Helm that it serves another run
+        annotations[RUN] = run
+    template: Object = {"metadata": {"annotations": annotations}, "spec": {}}
     for kind in ("initContainers", "containers"):
         changed = [
             {"name": container["name"], "args": renamed(container["args"], path, run)}
