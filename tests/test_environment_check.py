@@ -209,7 +209,12 @@ class OverAtOnce(Endless):
         return super().reset()._replace(terminated=True)
 
 
-@pytest.mark.parametrize("rules_of", [Endless, DoublyEnded, OverAtOnce])
+def test_of_two_endings_our_server_tells_the_one_by_the_rules() -> None:
+    with environment_server(game_of(DoublyEnded)) as address:
+        assert not list(check(address, game_of(DoublyEnded)))
+
+
+@pytest.mark.parametrize("rules_of", [Endless, OverAtOnce])
 def test_endings_that_are_none(rules_of: type[Environment]) -> None:
     with environment_server(game_of(rules_of, max_moves=1_000_000)) as address:
         (finding,) = check(address, game_of(rules_of, max_moves=20))

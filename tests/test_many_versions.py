@@ -13,12 +13,12 @@ def test_versions_come_and_go_without_growth(tmp_path):
 
 
 def test_growth_is_noticed():
-    count = Count(10, Usage(100.0, 10, 10), disk_mb=5.0, statuses=100, metrics=50)
+    count = Count(10, Usage(100.0, 60.0, 10, 10), disk_mb=5.0, statuses=100, metrics=50)
     assert growth([count, count._replace(version=20)]) == []
     for late, word in [
-        (count._replace(usage=Usage(106.0, 10, 10)), "memory: 106, at most 105"),
-        (count._replace(usage=Usage(100.0, 13, 10)), "threads"),
-        (count._replace(usage=Usage(100.0, 10, 13)), "files"),
+        (count._replace(usage=Usage(106.0, 60.0, 10, 10)), "memory: 106, at most 105"),
+        (count._replace(usage=Usage(100.0, 60.0, 13, 10)), "threads"),
+        (count._replace(usage=Usage(100.0, 60.0, 10, 13)), "files"),
         (count._replace(disk_mb=6.0), "disk"),
         (count._replace(statuses=111), "versions remembered"),
         (count._replace(metrics=51), "lines of metrics"),

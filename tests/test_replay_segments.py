@@ -46,8 +46,10 @@ def examples(config, games):
     return found
 
 
-@pytest.mark.parametrize("terminated", [True, False])
-@pytest.mark.parametrize("length", [1, 9, 10, 11, 17, 18, 27, 63])
+@pytest.mark.parametrize(
+    ("length", "terminated"),
+    [(1, True), *((n, ends) for n in (9, 10, 11, 17, 18, 27, 63) for ends in (True, False))],
+)
 def test_segments_teach_what_the_whole_game_does(length, terminated):
     options = {"num_unroll_steps": 3, "td_steps": 5, "discount": 0.9, "num_players": 2, **STACKED}
     config = make_config(segment_length=10, **options)
