@@ -8,6 +8,7 @@ import logging
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -39,7 +40,7 @@ class Replay(Protocol):
         """Whether there is room for more games, for which it waits up to `timeout` seconds."""
 
 
-class Worker(threading.Thread):
+class Worker(threading.Thread, ABC):
     """A thread of the agent. What it cannot do anything about ends it, with `failed`; without it
     the agent is of no use, and has to end too."""
 
@@ -57,9 +58,9 @@ class Worker(threading.Thread):
             log.error("%s: %s", self.name, error, exc_info=None if in_words else error)
             self.failed = True
 
+    @abstractmethod
     def work(self) -> None:
         """What the thread is there for."""
-        raise NotImplementedError
 
 
 class Uploader(Worker):
