@@ -13,6 +13,7 @@ from kubectl import Failed, wait_for
 
 MOST = 3  # agents, as in small-values.yaml
 DEMAND = "muprover_agent_demand"
+MOVES = "muprover_agent_moves_total"
 SIMULATIONS = "muprover_network_simulations_total"
 
 
@@ -168,9 +169,8 @@ def test_the_network_scales_too(release: Installed, saw: Any) -> None:
     for count in (1, 2):
         release.kubectl("scale", release.workload("agent"), f"--replicas={count}")
         release.wait_ready("agent")
-        moves = growth(release, "agent", "muprover_agent_moves_total")
-        assert len(moves) == count
-        assert min(moves) > 0
+        wait_for("moves by each", lambda: min(growth(release, "agent", MOVES)) > 0, 180)
+        assert len(release.pods("agent")) == count
     beside = {c["name"] for pod in release.pods("agent") for c in pod["spec"]["initContainers"]}
     assert beside == {"network"}
     release.wait_training()
