@@ -163,7 +163,7 @@ def select_leaf(tree: Tree, rules: Rules, state: Any, layout: Layout) -> Tree:
     if not rules.are_local:
         leaf = walk(tree, rules, action, leaf)
     # carried over to the next round, so that XLA gathers row by row, whatever layout is wanted then
-    return tree._replace(leaf=leaf, before=layout.at(tree.hidden_states, leaf // actions))
+    return tree._replace(leaf=leaf, before=layout.at(tree.hidden_states, node_of(leaf, actions)))
 
 
 def walk(tree: Tree, rules: Rules, edge: tf.Tensor, node: tf.Tensor) -> tf.Tensor:
@@ -197,14 +197,15 @@ def edges_at(edges: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf
 def expand(tree: Tree, recurrent_inference: RecurrentInference, layout: Layout) -> NewNode:
     """What the network says of the leaf of each tree."""
     actions = tree.root.prior.shape[0]
-    answer = recurrent_inference(layout.restored(tree.before), tree.leaf % actions)
+    action = tree.leaf - node_of(tree.leaf, actions) * actions
+    answer = recurrent_inference(layout.restored(tree.before), action)
     return NewNode(path_to(tree, tree.leaf), *answer)
 
 
 def path_to(tree: Tree, edge: tf.Tensor) -> tf.Tensor:
     """`[B, L]` the last edges of the way to a new node, beginning with the one that leads there."""
     batch, actions = batch_size(tree.root.value), tree.root.prior.shape[0]
-    node = edge // actions
+    node = node_of(edge, actions)
     before = tf.gather(flat(tree.paths), node * batch + tf.range(batch))
     edge = edge[:, None]
     return tf.where((node > 0)[:, None], tf.concat([edge, before[:, :-1]], 1), edge)
@@ -278,7 +279,7 @@ def renew_levels(path: Path, paths: tf.Tensor, rules: Rules, discount: float) ->
     Levels at and above the root are worked on as well, at node 0, which nobody reads.
     """
     batch, actions, levels = batch_size(path.value), path.edges.shape[2], path.taken.shape[0]
-    node = path.taken // actions  # [L, B], as all that is not flat
+    node = node_of(path.taken, actions)  # [L, B], as all that is not flat
     below = node > 0
     row = tf.reshape(node * batch + tf.range(batch), [-1])  # [L · B]
     action = tf.reshape(path.taken - node * actions, [-1])
@@ -381,6 +382,12 @@ class Path(NamedTuple):
 def best_action(scores: tf.Tensor) -> tf.Tensor:
     """`[B]` the first of the highest scores `[A, B]`."""
     return tf.argmax(scores, 0, output_type=tf.int32)
+
+
+def node_of(edge: tf.Tensor, actions: int) -> tf.Tensor:
+    """That edges start from. `//` would care for negative numbers, and XLA would do so again in
+    each operation that it fuses with it."""
+    return tf.truncatediv(edge, actions)
 
 
 def at_action(array: tf.Tensor, action: tf.Tensor) -> tf.Tensor:
