@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import shutil
@@ -23,8 +24,11 @@ from muprover.config import Config, SettingsError
 from muprover.game import Game, load_game
 from muprover.modelfolder import sync
 
+log = logging.getLogger(__name__)
+
 MODEL_NAME = "muprover"
-LOCK_SECONDS = 30.0  # that the components of the session before may take to end
+LOCK_SECONDS = 65.0  # that the components of the session before may take to end, and a bit more
+QUIET_SECONDS = 3.0  # before it is said that they are waited for
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,14 @@ def locked(path: Path, otherwise: str, shared: bool = False) -> Iterator[int]:
     otherwise: what is said where it cannot be had for long.
     """
     with path.open("a") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
+        began, said = time.monotonic(), False
         while not try_lock(file.fileno(), shared):
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > LOCK_SECONDS:
                 raise SettingsError(otherwise)
+            if waited > QUIET_SECONDS and not said:
+                log.warning("%s; waiting %g s for its end", otherwise, LOCK_SECONDS)
+                said = True
             time.sleep(0.2)  # no event tells that a lock is free
         yield file.fileno()
 

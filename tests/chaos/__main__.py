@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from chaos import cluster
-from chaos.faults import FAULTS, Clock, Fault, Scene, faketime
+from chaos.faults import FAULTS, Clock, Fault, Scene, preloads
 from chaos.ledger import Ledger, acknowledged, backed_up
 from chaos.watch import Recovery, Run
 from muprover.launcher import Status
@@ -129,12 +129,12 @@ def start(args: argparse.Namespace, rng: random.Random) -> tuple[Run, Scene]:
     for setting in [*never_ends, *args.set]:
         options += ["--set", setting]
     environment, clock = {}, None
-    if "clock" in args.faults.split(",") and (library := faketime()):
+    if "clock" in args.faults.split(",") and not Clock.why_not():
         args.folder.parent.mkdir(parents=True, exist_ok=True)
         clock = args.folder.with_suffix(".clock")
         clock.write_text("+0\n")
         environment = {
-            "LD_PRELOAD": library,
+            "LD_PRELOAD": preloads(args.folder.parent),
             "FAKETIME_TIMESTAMP_FILE": str(clock),
             "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",

@@ -230,7 +230,7 @@ class Clock(Fault):
 
     @classmethod
     def why_not(cls) -> str:
-        return "" if faketime() else "needs libfaketime"
+        return "" if faketime() and shutil.which("cc") else "needs libfaketime and a C compiler"
 
     def begin(self) -> str:
         by = self.scene.rng.choice((-3600, 3600))
@@ -282,6 +282,14 @@ def in_own_mounts() -> bool:
 
 def faketime() -> str | None:
     return next((path for path in LIBFAKETIME if Path(path).exists()), None)
+
+
+def preloads(folder: Path) -> str:
+    """What makes a process see another time, for LD_PRELOAD; compiled into a folder."""
+    sleep = folder / "sleep.so"
+    source = Path(__file__).with_name("sleep.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", sleep, source], check=True)
+    return f"{sleep} {faketime()}"
 
 
 def _iptables() -> list[str]:

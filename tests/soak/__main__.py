@@ -4,7 +4,7 @@
     python tests/soak --minutes 5              a short form of it
 
 Leaves `soak.csv` and `soak.svg` in the run's folder, and says how much each figure grows in the
-second half, when buffers are full.
+last half hour, when buffers are full.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--game", default="tictactoe")
     add("--minutes", type=float, default=60.0)
+    add("--last", type=float, help="minutes whose growth is asked for (default: half, at most 30)")
     add("--every", type=float, default=5.0, help="s between two looks (default: %(default)g)")
     add("--guests", type=int, default=2, help="agents that come and go, at once")
     add("--stay", type=float, default=60.0, help="s that one stays, on the average")
@@ -71,6 +72,7 @@ def parse() -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="PATH=VALUE")
     add("--folder", type=Path)
     args = parser.parse_args()
+    args.last = args.last or min(30.0, args.minutes / 2)
     args.folder = (args.folder or Path("runs") / f"soak-{datetime.now():%Y%m%d-%H%M%S}").resolve()
     return args
 
@@ -142,11 +144,11 @@ def watch(run: Run, guests: Guests, args: argparse.Namespace) -> list[Sample]:
 
 
 def report(args: argparse.Namespace, samples: list[Sample], guests: Guests, status: int) -> int:
-    since = 60 * args.minutes / 2
+    since = 60 * (args.minutes - args.last)
     write_csv(samples, args.folder / "soak.csv")
     draw(samples, args.folder / "soak.svg", since)
     found = slopes(samples, since)
-    print(f"\nin the last {args.minutes / 2:g} minutes, load {os.getloadavg()}:\n")
+    print(f"\nin the last {args.last:g} minutes, load {os.getloadavg()}:\n")
     print(table(found))
     print(f"\n{guests.came} agents came; the run ended with {status}; {args.folder / 'soak.svg'}")
     memory = [s for s in found if s.figure == "memory_mb"]

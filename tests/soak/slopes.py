@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HOUR = 3600.0
-MOST_PAIRS = 60  # of points: the slope is the median over all pairs of them
+MOST_POINTS = 400  # the slope is the median over all pairs of them
 
 
 class Sample(NamedTuple):
@@ -47,7 +47,7 @@ def slopes(samples: Sequence[Sample], since: float) -> list[Slope]:
 
 def median_slope(points: Sequence[tuple[float, float]]) -> float:
     """Theil and Sen's: a few outliers do not matter."""
-    some = points[:: max(1, len(points) // MOST_PAIRS)]
+    some = points[:: max(1, len(points) // MOST_POINTS)]
     rises = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in combinations(some, 2) if x2 > x1]
     return statistics.median(rises) if rises else 0.0
 
