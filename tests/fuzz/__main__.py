@@ -38,7 +38,11 @@ def main() -> int:
     args = parse()
     in_memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=in_memory))
-    chosen = [t for t in targets.load().values() if not args.only or t.name in args.only.split(",")]
+    known = targets.load()
+    names = [name for name in args.only.split(",") if name] or list(known)
+    if unknown := sorted(set(names) - set(known)):
+        sys.exit(f"no target {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    chosen = [known[name] for name in names]
     total = sum(target.share for target in chosen)
     began = time.monotonic()
 
