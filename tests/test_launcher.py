@@ -12,7 +12,7 @@ import pytest
 
 import muprover.supervisor as supervision
 from muprover import runfolder
-from muprover.components import Layout, free_ports
+from muprover.components import GRACE_SECONDS, Layout, free_ports
 from muprover.config import SettingsError
 from muprover.game import load_game
 from muprover.hosts.place import write_tree
@@ -327,6 +327,10 @@ def test_a_folder_is_one_sessions_at_a_time(tmp_path, monkeypatch):
         pass
     with folder.lock():
         pass
+
+
+def test_a_session_waits_as_long_as_components_of_the_one_before_may_take():
+    assert max(GRACE_SECONDS.values()) < runfolder.LOCK_SECONDS
 
 
 def test_all_components_get_a_metrics_port_and_a_log(tmp_path):

@@ -1,4 +1,4 @@
-"""A replay server with a full buffer holds no more after an hour's worth of work than before."""
+"""A replay server with a full buffer holds no more after thousands of games than before."""
 
 from __future__ import annotations
 

@@ -385,8 +385,8 @@ def best_action(scores: tf.Tensor) -> tf.Tensor:
 
 
 def node_of(edge: tf.Tensor, actions: int) -> tf.Tensor:
-    """That edges start from. `//` would care for negative numbers, and XLA would do so again in
-    each operation that it fuses with it."""
+    """The nodes that edges start from. `//` would care for negative numbers, and XLA would do so
+    again in each operation that it fuses with it."""
     return tf.truncatediv(edge, actions)
 
 
